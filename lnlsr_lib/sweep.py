@@ -1,0 +1,113 @@
+"""Which runs are missing, run them, store them; in this process, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from lnlsr_lib.data import Dataset, load_dataset
+from lnlsr_lib.spec import RunSpec
+from lnlsr_lib.store import Store, StoredRun
+from lnlsr_lib.trainer import resolve_device, resolve_precision, train
+
+__all__ = ["run_all", "run_one"]
+
+
+def run_one(
+    spec: RunSpec,
+    store: Store,
+    *,
+    data: Dataset | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: bool = True,
+    position: str = "",
+) -> StoredRun:
+    """The stored result of ``spec``; trained first, or trained to its end, where it is missing.
+
+    Args:
+        spec: the run.
+        store: where results and checkpoints lie.
+        data: the data set, if it is at hand.
+        device, precision: see :func:`lnlsr_lib.trainer.train`; with "auto", a result stored in
+            either precision counts.
+        progress: show a bar on standard error.
+        position: put before the run's id in the bar, such as "2/6".
+
+    Raises:
+        StoreError, DataError, Diverged, ValueError: see there.
+    """
+    stored = store.load(spec, None if precision == "auto" else precision)
+    if stored is not None:
+        return stored
+    resolved = resolve_precision(precision, resolve_device(device))
+    with store.locked(spec, resolved):
+        stored = store.load(spec, resolved)  # another process may just have finished it
+        if stored is not None:
+            return stored
+        data = load_dataset(spec.dataset) if data is None else data
+        state = store.load_checkpoint(spec, resolved)
+        size = len(data.train_labels) if spec.train_size is None else spec.train_size
+        steps = -(-size // spec.batch_size)
+        with tqdm(
+            total=spec.epochs * steps,
+            initial=state["epoch"] * steps if state else 0,
+            desc=f"{position} {spec.id}".strip(),
+            unit="step",
+            mininterval=1,
+            disable=not progress,
+        ) as bar:
+
+            def on_epoch(state: dict[str, object]) -> None:
+                if state["epoch"] != spec.epochs:
+                    store.save_checkpoint(spec, resolved, state)
+                accuracy = state["history"]["test_accuracy"][-1]  # type: ignore[index]
+                bar.set_postfix_str(f"epoch {state['epoch']}/{spec.epochs}, test {accuracy:.2f}%")
+
+            result = train(
+                spec,
+                data,
+                device=device,
+                precision=resolved,
+                state=state,
+                on_batch=bar.update,
+                on_epoch=on_epoch,
+            )
+        store.save(result)
+    run = store.load(spec, resolved)
+    assert run is not None
+    return run
+
+
+def run_all(
+    specs: Sequence[RunSpec],
+    store: Store,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: bool = True,
+) -> list[StoredRun]:
+    """The stored results of all ``specs``, in their order; the missing ones are trained first.
+
+    Each finished run is stored at once, and an unfinished one goes on from its last epoch, so this
+    may be killed and called again at any time. Arguments and errors as for :func:`run_one`.
+    """
+    loaded: dict[str, Dataset] = {}
+    runs = []
+    wanted = None if precision == "auto" else precision
+    for number, spec in enumerate(specs, start=1):
+        if store.missing([spec], wanted) and spec.dataset not in loaded:
+            loaded[spec.dataset] = load_dataset(spec.dataset)
+        runs.append(
+            run_one(
+                spec,
+                store,
+                data=loaded.get(spec.dataset),
+                device=device,
+                precision=precision,
+                progress=progress,
+                position=f"{number}/{len(specs)}",
+            )
+        )
+    return runs
