@@ -21,7 +21,7 @@ class Experiment:
 
 
 def _fig3(profile: Profile, seed: int) -> list[RunSpec]:
-    methods = ("ce", "fl", "gce", "ce_sr", "fl_sr", "gce_sr")
+    methods = ("ce", "ce_sr", "fl", "fl_sr", "gce", "gce_sr")
     return [make_spec("mnist", method, 0.8, profile=profile, seed=seed) for method in methods]
 
 

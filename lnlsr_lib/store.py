@@ -33,13 +33,17 @@ from pydantic import ValidationError
 from lnlsr_lib.spec import PROTOCOL_VERSION, RunSpec
 from lnlsr_lib.trainer import HISTORY, RunResult
 
-__all__ = ["Store", "StoreError", "StoredRun", "results_folder"]
+__all__ = ["Busy", "Store", "StoreError", "StoredRun", "results_folder"]
 
 PRECISIONS = ("float32", "bf16")  # in the order of preference where both are stored
 
 
 class StoreError(RuntimeError):
     """A result cannot be read or written."""
+
+
+class Busy(StoreError):
+    """Another process is training this run."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,7 @@ class Store:
 
     def __init__(self, folder: Path | str | None = None) -> None:
         self.folder = results_folder() if folder is None else Path(folder)
+        code_version()  # now, since the checkout may move on while a run is trained
 
     def path(self, spec: RunSpec, precision: str) -> Path:
         """Where the finished run lies, or will."""
@@ -239,7 +244,8 @@ class Store:
         """Hold the run for this process; a killed process lets go of it.
 
         Raises:
-            StoreError: another process is at it, or the folder cannot be written.
+            Busy: another process is at it.
+            StoreError: the folder cannot be written.
         """
         path = self._partial(spec, precision, "lock")
         try:
@@ -247,7 +253,7 @@ class Store:
             lock = filelock.FileLock(path)
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            raise StoreError(f"{spec.id} is being trained by another process") from None
+            raise Busy(f"{spec.id} is being trained by another process") from None
         except OSError as error:
             raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
         try:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from tqdm import tqdm
 
 from lnlsr_lib.data import Dataset, load_dataset
 from lnlsr_lib.spec import RunSpec
-from lnlsr_lib.store import Store, StoredRun
+from lnlsr_lib.store import Busy, Store, StoredRun
 from lnlsr_lib.trainer import resolve_device, resolve_precision, train
 
 __all__ = ["run_all", "run_one"]
+
+POLL_SECONDS = 5.0
 
 
 def run_one(
@@ -36,6 +39,7 @@ def run_one(
         position: put before the run's id in the bar, such as "2/6".
 
     Raises:
+        Busy: another process is training this run.
         StoreError, DataError, Diverged, ValueError: see there.
     """
     stored = store.load(spec, None if precision == "auto" else precision)
@@ -91,23 +95,32 @@ def run_all(
     """The stored results of all ``specs``, in their order; the missing ones are trained first.
 
     Each finished run is stored at once, and an unfinished one goes on from its last epoch, so this
-    may be killed and called again at any time. Arguments and errors as for :func:`run_one`.
+    may be killed and called again at any time. Several processes called with the same store share
+    the work: a run that another one is at is left to it, and waited for. Arguments and errors as for :func:`run_one`.
     """
     loaded: dict[str, Dataset] = {}
-    runs = []
+    runs: dict[RunSpec, StoredRun] = {}
     wanted = None if precision == "auto" else precision
-    for number, spec in enumerate(specs, start=1):
-        if store.missing([spec], wanted) and spec.dataset not in loaded:
-            loaded[spec.dataset] = load_dataset(spec.dataset)
-        runs.append(
-            run_one(
-                spec,
-                store,
-                data=loaded.get(spec.dataset),
-                device=device,
-                precision=precision,
-                progress=progress,
-                position=f"{number}/{len(specs)}",
-            )
-        )
-    return runs
+    while len(runs) < len(set(specs)):
+        progressed = False
+        for number, spec in enumerate(specs, start=1):
+            if spec in runs:
+                continue
+            if store.missing([spec], wanted) and spec.dataset not in loaded:
+                loaded[spec.dataset] = load_dataset(spec.dataset)
+            try:
+                runs[spec] = run_one(
+                    spec,
+                    store,
+                    data=loaded.get(spec.dataset),
+                    device=device,
+                    precision=precision,
+                    progress=progress,
+                    position=f"{number}/{len(specs)}",
+                )
+                progressed = True
+            except Busy:
+                continue
+        if not progressed:
+            time.sleep(POLL_SECONDS)
+    return [runs[spec] for spec in specs]
