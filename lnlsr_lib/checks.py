@@ -16,7 +16,7 @@ def check_range(
     *,
     open_low: bool = False,
 ) -> None:
-    """Raise unless ``value`` is a finite number in ``[low, high]`` (``(low, high]`` if ``open_low``).
+    """Raise unless ``value`` is a finite number in [low, high], or (low, high] if ``open_low``.
 
     Raises:
         TypeError: ``value`` is no real number (a bool is none either).

@@ -12,13 +12,13 @@ from lnlsr_lib.experiments import EXPERIMENTS, experiment_specs
 from lnlsr_lib.protocol import PROFILES
 from lnlsr_lib.store import Store, StoreError, code_version
 from lnlsr_lib.sweep import run_all
-from lnlsr_lib.trainer import Diverged
+from lnlsr_lib.trainer import DivergedError
 
 __all__ = ["main"]
 
 
 def _seeds(text: str) -> list[int]:
-    """"1", "1,2,3" or "1-3"."""
+    """Seeds out of 1, or 1,2,3, or 1-3."""
     try:
         first, dash, last = text.partition("-")
         return list(range(int(first), int(last) + 1)) if dash else [int(s) for s in text.split(",")]
@@ -34,37 +34,44 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=str(code_version()["lnlsr"]))
     parser.add_argument(
-        "--results", type=Path, default=None, help="results folder (default: $LNLSR_RESULTS, else results/)"
+        "--results", type=Path, help="results folder (default: $LNLSR_RESULTS, else results/)"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    names = ", ".join(EXPERIMENTS)
+    seeds_help = "such as 1, 1,2,3 or 1-3 (default: 1)"
 
     run = commands.add_parser(
         "run",
         help="train the runs of a figure or table that are missing, and store them",
         description="Train the runs of a figure or table that are not stored yet. May be stopped "
-        "at any time: finished runs are kept, and the unfinished one goes on from its last epoch.",
-        epilog="Examples: 'lnlsr run fig3 --profile smoke'; 'lnlsr run fig3 --profile paper --seeds 1-3'.",
+        "at any time: finished runs are kept, and the unfinished one goes on from its last epoch. "
+        "Several such commands at once share the work.",
+        epilog="Examples: 'lnlsr run fig3 --profile smoke'; "
+        "'lnlsr run fig3 --profile paper --seeds 1-3'.",
     )
-    run.add_argument("experiment", choices=EXPERIMENTS, metavar="EXPERIMENT", help=", ".join(EXPERIMENTS))
+    run.add_argument("experiment", choices=EXPERIMENTS, metavar="EXPERIMENT", help=names)
     run.add_argument(
         "--profile",
         choices=PROFILES,
         required=True,
-        help="budget: paper = the paper's own; lite = 10,000 images, fewer epochs; smoke = digits, seconds",
+        help="budget: paper = the paper's own; lite = 10,000 images and fewer epochs; "
+        "smoke = scikit-learn's digits, in seconds",
     )
-    run.add_argument("--seeds", type=_seeds, default=[1], help="such as 1, 1,2,3 or 1-3 (default: 1)")
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    run.add_argument("--seeds", type=_seeds, default=[1], help=seeds_help)
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     run.add_argument(
         "--precision",
         choices=("auto", "float32", "bf16"),
         default="auto",
-        help="auto = bf16 where the device has matrix units for it (default: auto)",
+        help="auto = bf16 where the device has matrix units for it, else float32",
     )
     run.add_argument("--quiet", action="store_true", help="no progress bars")
 
     status = commands.add_parser("status", help="what is stored, and what is missing")
-    status.add_argument("experiment", nargs="?", choices=EXPERIMENTS, metavar="EXPERIMENT")
-    status.add_argument("--seeds", type=_seeds, default=[1], help="such as 1, 1,2,3 or 1-3 (default: 1)")
+    status.add_argument(
+        "experiment", nargs="?", choices=EXPERIMENTS, metavar="EXPERIMENT", help=names
+    )
+    status.add_argument("--seeds", type=_seeds, default=[1], help=seeds_help)
 
     data = commands.add_parser("data", help="fetch and verify a data set")
     data.add_argument("dataset", nargs="?", choices=DATASETS, default="mnist")
@@ -115,8 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = {"run": _run, "status": _status, "data": _data}[args.command]
     try:
         command(args, Store(args.results))
-    except (DataError, StoreError, Diverged, ValueError) as error:
-        print(f"lnlsr: {error}", file=sys.stderr)
+    except (DataError, StoreError, DivergedError, ValueError) as error:
+        print(f"lnlsr: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("lnlsr: stopped; what is finished is stored, call again to go on", file=sys.stderr)

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,7 +128,7 @@ def _read_verified(path: Path, md5: str) -> bytes:
         raw = path.read_bytes()
         if path.suffix == ".gz":
             raw = gzip.decompress(raw)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}); delete it and try again") from error
     found = hashlib.md5(raw, usedforsecurity=False).hexdigest()
     if found != md5:
@@ -300,4 +301,3 @@ def subset_of(data: Dataset, size: int, generator: torch.Generator) -> Dataset:
     return replace(
         data, train_images=data.train_images[index], train_labels=data.train_labels[index]
     )
-

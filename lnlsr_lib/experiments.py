@@ -26,7 +26,9 @@ def _fig3(profile: Profile, seed: int) -> list[RunSpec]:
 
 
 def _precision(profile: Profile, seed: int) -> list[RunSpec]:
-    return [make_spec("mnist", method, 0.8, profile=profile, seed=seed) for method in ("ce", "ce_sr")]
+    return [
+        make_spec("mnist", method, 0.8, profile=profile, seed=seed) for method in ("ce", "ce_sr")
+    ]
 
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -55,9 +57,18 @@ def experiment_specs(
     return [spec for seed in seeds for spec in EXPERIMENTS[name].specs(profile, seed)]
 
 
-def best_profile(name: str, store: Store, seeds: Sequence[int] = (1,)) -> Profile | None:
-    """The profile with the largest budget whose runs are all stored, or None."""
+def best_profile(
+    name: str,
+    store: Store,
+    seeds: Sequence[int] = (1,),
+    precisions: Sequence[str | None] = (None,),
+) -> Profile | None:
+    """The profile with the largest budget whose runs are all stored, or None.
+
+    With ``precisions`` they must be stored in each of these; None is any.
+    """
     for profile in PROFILES:
-        if not store.missing(experiment_specs(name, profile, seeds)):
+        specs = experiment_specs(name, profile, seeds)
+        if not any(store.missing(specs, choice) for choice in precisions):
             return profile
     return None

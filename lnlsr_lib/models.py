@@ -1,4 +1,4 @@
-"""The paper's networks. Every model has ``features(x)``, the last hidden layer, and ``forward(x)``."""
+"""The paper's networks: ``features(x)`` gives the last hidden layer, ``forward(x)`` the logits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["MODELS", "CNN4", "build_model"]
+__all__ = ["CNN4", "MODELS", "build_model"]
 
 
 class CNN4(nn.Module):

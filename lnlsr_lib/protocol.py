@@ -85,11 +85,12 @@ def make_spec(
         seed: of everything random, >= 0.
 
     Raises:
-        ValueError: an unknown data set, method or profile, or a value out of its range.
+        ValueError: an unknown data set, method, noise or profile, or a value out of its range.
     """
     for what, name, known in (
         ("data set", dataset, TRAINING),
         ("method", method, METHODS),
+        ("noise", noise, ("clean", "symmetric")),
         ("profile", profile, PROFILES),
     ):
         if name not in known:

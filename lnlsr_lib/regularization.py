@@ -162,7 +162,8 @@ class SparseRegularization(nn.Module):
             norm = norm.mean()
         elif reduction == "sum":
             norm = norm.sum()
-        return self.loss(z, labels) + self.weight * norm
+        loss: Tensor = self.loss(z, labels)
+        return loss + self.weight * norm
 
     def extra_repr(self) -> str:
         return (

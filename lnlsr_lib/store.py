@@ -28,12 +28,11 @@ from typing import Any
 import filelock
 import pandas as pd
 import torch
-from pydantic import ValidationError
 
 from lnlsr_lib.spec import PROTOCOL_VERSION, RunSpec
 from lnlsr_lib.trainer import HISTORY, RunResult
 
-__all__ = ["Busy", "Store", "StoreError", "StoredRun", "results_folder"]
+__all__ = ["BusyError", "Store", "StoreError", "StoredRun", "results_folder"]
 
 PRECISIONS = ("float32", "bf16")  # in the order of preference where both are stored
 
@@ -42,7 +41,7 @@ class StoreError(RuntimeError):
     """A result cannot be read or written."""
 
 
-class Busy(StoreError):
+class BusyError(StoreError):
     """Another process is training this run."""
 
 
@@ -112,10 +111,12 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:  # a KeyboardInterrupt must not leave the file behind either
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+        if not isinstance(error, OSError):
+            raise
         raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
@@ -177,23 +178,31 @@ class Store:
         """Read one result file, and verify it.
 
         Raises:
-            StoreError: it cannot be read, was cut short or changed by hand.
+            StoreError: it cannot be read, was cut short, renamed or changed by hand.
         """
         try:
             content = json.loads(path.read_bytes())
-            checksum = content.pop("sha256")
-            run = StoredRun(
-                RunSpec(**content["spec"]), content["history"], content["provenance"]
-            )
+            whole = content.pop("sha256") == _checksum(content)
+            run = StoredRun(RunSpec(**content["spec"]), content["history"], content["provenance"])
             complete = all(len(run.history[name]) == run.spec.epochs for name in HISTORY)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+            name = self.path(run.spec, run.provenance["precision"]).name
+        except (
+            OSError,
+            ValueError,  # pydantic's ValidationError is one
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             problem = " ".join(str(error).split())[:200]
             raise StoreError(
                 f"{path} is not a readable result ({type(error).__name__}: {problem}); "
                 "delete it and run again"
             ) from error
-        if checksum != _checksum(content) or not complete or content["id"] != run.spec.id:
-            raise StoreError(f"{path} was cut short or changed by hand; delete it and run again")
+        if not whole or not complete or path.name != name:
+            raise StoreError(
+                f"{path} was cut short, renamed or changed by hand; delete it and run again"
+            )
         return run
 
     def load(self, spec: RunSpec, precision: str | None = None) -> StoredRun | None:
@@ -244,7 +253,7 @@ class Store:
         """Hold the run for this process; a killed process lets go of it.
 
         Raises:
-            Busy: another process is at it.
+            BusyError: another process is at it.
             StoreError: the folder cannot be written.
         """
         path = self._partial(spec, precision, "lock")
@@ -253,7 +262,7 @@ class Store:
             lock = filelock.FileLock(path)
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            raise Busy(f"{spec.id} is being trained by another process") from None
+            raise BusyError(f"{spec.id} is being trained by another process") from None
         except OSError as error:
             raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
         try:

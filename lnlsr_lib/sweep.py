@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from lnlsr_lib.data import Dataset, load_dataset
 from lnlsr_lib.spec import RunSpec
-from lnlsr_lib.store import Busy, Store, StoredRun
+from lnlsr_lib.store import BusyError, Store, StoredRun
 from lnlsr_lib.trainer import resolve_device, resolve_precision, train
 
 __all__ = ["run_all", "run_one"]
@@ -39,8 +39,8 @@ def run_one(
         position: put before the run's id in the bar, such as "2/6".
 
     Raises:
-        Busy: another process is training this run.
-        StoreError, DataError, Diverged, ValueError: see there.
+        BusyError: another process is training this run.
+        StoreError, DataError, DivergedError, ValueError: see there.
     """
     stored = store.load(spec, None if precision == "auto" else precision)
     if stored is not None:
@@ -96,7 +96,8 @@ def run_all(
 
     Each finished run is stored at once, and an unfinished one goes on from its last epoch, so this
     may be killed and called again at any time. Several processes called with the same store share
-    the work: a run that another one is at is left to it, and waited for. Arguments and errors as for :func:`run_one`.
+    the work: a run that another one is at is left to it, and waited for. Arguments and errors as
+    for :func:`run_one`.
     """
     loaded: dict[str, Dataset] = {}
     runs: dict[RunSpec, StoredRun] = {}
@@ -119,7 +120,7 @@ def run_all(
                     position=f"{number}/{len(specs)}",
                 )
                 progressed = True
-            except Busy:
+            except BusyError:
                 continue
         if not progressed:
             time.sleep(POLL_SECONDS)

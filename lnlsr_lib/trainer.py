@@ -29,7 +29,14 @@ from lnlsr_lib.noise import corrupt_labels, symmetric_transition
 from lnlsr_lib.regularization import SparseRegularization, sparse_rates
 from lnlsr_lib.spec import RunSpec
 
-__all__ = ["Diverged", "Precision", "RunResult", "resolve_device", "resolve_precision", "train"]
+__all__ = [
+    "DivergedError",
+    "Precision",
+    "RunResult",
+    "resolve_device",
+    "resolve_precision",
+    "train",
+]
 
 Precision = Literal["float32", "bf16"]
 HISTORY = (
@@ -44,8 +51,8 @@ HISTORY = (
 EVAL_BATCH = 1000
 
 
-class Diverged(FloatingPointError):
-    """The training loss became NaN or infinite."""
+class DivergedError(FloatingPointError):
+    """The training loss or the outputs became NaN or infinite."""
 
 
 @dataclass
@@ -104,10 +111,10 @@ def resolve_device(device: str = "auto") -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> Precision:
-    """"auto" is bf16 where the device has matrix units for it, float32 elsewhere.
+    """Bf16 for "auto" where the device has matrix units for it, float32 elsewhere.
 
     Those are CUDA devices from Ampere on, and CPUs with AMX or AVX512-BF16. On other CPUs bf16 is
-    emulated, and was ten times slower than float32 where we measured it.
+    emulated, far more slowly than float32.
 
     Raises:
         ValueError: neither "auto" nor "float32" nor "bf16".
@@ -223,7 +230,7 @@ def train(
             Tensors in it are the live ones: save it or copy it.
 
     Raises:
-        Diverged: the loss of an epoch was NaN or infinite.
+        DivergedError: the loss or the outputs of an epoch were NaN or infinite.
         ValueError: device, precision or state do not fit.
         lnlsr_lib.data.DataError: the data set cannot be had.
     """
@@ -278,7 +285,10 @@ def train(
         for index in order.to(target).split(spec.batch_size):
             with autocast:
                 logits = model(pixels(images[index]))  # (B, K)
-            loss = criterion(logits.float(), labels[index])
+            try:
+                loss = criterion(logits.float(), labels[index])
+            except ValueError as error:  # on the CPU the loss itself refuses NaN
+                raise DivergedError(f"{spec.id}: in epoch {epoch + 1}, {error}") from error
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), spec.clip_norm)
@@ -288,17 +298,19 @@ def train(
                 on_batch()
         train_loss = total.item() / len(labels)
         if not math.isfinite(train_loss):
-            raise Diverged(f"{spec.id}: the loss of epoch {epoch + 1} is {train_loss}")
+            raise DivergedError(f"{spec.id}: the loss of epoch {epoch + 1} is {train_loss}")
 
         with autocast:
             test_logits = _outputs(model, lambda batch: model(pixels(batch)), test_images)
-        hits = (test_logits.argmax(dim=1) == test_labels).double().mean().item()
+        if not bool(test_logits.isfinite().all()):  # the epoch's last step broke the weights
+            raise DivergedError(f"{spec.id}: the test outputs of epoch {epoch + 1} are not finite")
+        hits = (test_logits.argmax(dim=1) == test_labels).cpu()  # MPS has no float64
         sparse_rate, zero_rate = (rate.item() for rate in sparse_rates(test_logits))
         record = {
             "learning_rate": scheduler.get_last_lr()[0],
             "weight": sparse.weight if sparse is not None else 0.0,
             "train_loss": train_loss,
-            "test_accuracy": 100 * hits,
+            "test_accuracy": 100 * hits.double().mean().item(),
             "sparse_rate": sparse_rate,
             "zero_rate": zero_rate,
             "seconds": time.perf_counter() - start,
@@ -324,7 +336,7 @@ def train(
 
     with autocast:
         last_hidden = (
-            _outputs(model, lambda batch: model.features(pixels(batch)), test_images).cpu()  # type: ignore[operator]
+            _outputs(model, lambda batch: model.features(pixels(batch)), test_images).cpu()
             if features
             else None
         )

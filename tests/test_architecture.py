@@ -1,0 +1,84 @@
+"""The house: a file imports only from floors below its own, and the library stays thin."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import lnlsr_lib
+
+FLOORS = [
+    ["checks"],
+    ["losses", "regularization", "noise", "models", "augment", "paper"],
+    ["data", "spec"],
+    ["protocol", "trainer"],
+    ["store"],
+    ["sweep", "experiments"],
+    ["report", "plots", "notebook"],
+    ["cli"],
+]
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+FILES = sorted(Path(lnlsr_lib.__file__).parent.glob("*.py"))
+MODULES = [path for path in FILES if path.stem != "__init__"]
+
+
+def library_imports(path):
+    """The library's modules that a file imports, in functions and under conditions as well."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno} has a relative import"
+            if node.module == "lnlsr_lib":
+                yield from (alias.name for alias in node.names)
+            elif node.module.startswith("lnlsr_lib."):
+                yield node.module.split(".")[1]
+        elif isinstance(node, ast.Import):
+            yield from (
+                alias.name.partition(".")[2] or alias.name
+                for alias in node.names
+                if alias.name.split(".")[0] == "lnlsr_lib"
+            )
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_a_file_imports_only_from_floors_below_its_own(path):
+    assert path.stem in FLOOR, f"{path.name} has no floor yet: give it one above"
+    for name in library_imports(path):
+        assert name in FLOOR, f"{path.name} imports {name}, which is no module with a floor"
+        assert FLOOR[name] < FLOOR[path.stem], f"{path.name} imports {name} from its floor or above"
+
+
+def test_the_import_check_sees_every_kind_of_import(tmp_path):
+    path = tmp_path / "made.py"
+    path.write_text(
+        "import lnlsr_lib.cli\nfrom lnlsr_lib import store\n"
+        "def f():\n    from lnlsr_lib.trainer import train\n"
+    )
+    assert set(library_imports(path)) == {"cli", "store", "trainer"}
+
+
+def code_lines(path):
+    """How many lines hold code: neither blank, nor comment, nor docstring."""
+    source = path.read_text(encoding="utf-8")
+    prose = set()
+    for node in ast.walk(ast.parse(source)):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if documented and ast.get_docstring(node):
+            prose |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return sum(
+        number not in prose and bool(line.strip()) and not line.strip().startswith("#")
+        for number, line in enumerate(source.splitlines(), start=1)
+    )
+
+
+def test_the_library_is_thin():
+    """About 2,000 lines of code; docstrings, comments and blank lines may be what they need."""
+    assert sum(code_lines(path) for path in FILES) < 2000
+
+
+def test_public_names_exist_and_are_listed_once():
+    for path in MODULES:
+        module = __import__(f"lnlsr_lib.{path.stem}", fromlist=["*"])
+        assert len(set(module.__all__)) == len(module.__all__)
+        for name in module.__all__:
+            assert hasattr(module, name), f"{path.name}: __all__ has {name}"
+    assert all(hasattr(lnlsr_lib, name) for name in lnlsr_lib.__all__)

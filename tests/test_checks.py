@@ -1,0 +1,116 @@
+"""Bad arguments: every one of them is named, with what is allowed."""
+
+import pytest
+import torch
+
+from lnlsr_lib.checks import check_labels, check_logits, check_range
+from lnlsr_lib.losses import build_loss
+from lnlsr_lib.noise import symmetric_transition
+from lnlsr_lib.regularization import SparseRegularization
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0, 0, 1])
+def test_check_range_accepts_the_closed_interval(value):
+    check_range("x", value, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("value", [-1e-12, 1 + 1e-12, float("nan"), float("inf"), -float("inf")])
+def test_check_range_refuses_what_is_outside(value):
+    with pytest.raises(ValueError, match=r"^x must be in \[0, 1\], got "):
+        check_range("x", value, 0.0, 1.0)
+
+
+def test_check_range_open_low_end():
+    check_range("x", 5e-324, 0.0, open_low=True)
+    with pytest.raises(ValueError, match=r"^x must be in \(0, inf\), got 0"):
+        check_range("x", 0.0, 0.0, open_low=True)
+
+
+def test_check_range_without_bounds_still_wants_a_finite_number():
+    check_range("x", -1e300)
+    with pytest.raises(ValueError, match=r"x must be in .*inf, inf"):
+        check_range("x", float("nan"))
+
+
+@pytest.mark.parametrize("value", [True, "0.5", None, [0.5], torch.tensor(0.5)])
+def test_check_range_refuses_what_is_no_number(value):
+    with pytest.raises(TypeError, match="x must be a number, got"):
+        check_range("x", value, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "returned"),
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_check_logits_lifts_half_precision_and_keeps_the_rest(given, returned):
+    logits = torch.tensor([[1.0, -2.0, 0.5]], dtype=given)
+    checked = check_logits(logits)
+    assert checked.dtype == returned
+    assert torch.equal(checked.to(given), logits)
+
+
+NAN_ROW = torch.zeros(3, 4)
+NAN_ROW[1, 2] = float("nan")
+
+BAD_LOGITS = {
+    "list": ([[0.0, 1.0]], TypeError, r"logits must be a torch\.Tensor, got list"),
+    "integers": (torch.zeros(2, 3, dtype=torch.int64), TypeError, "floating dtype.*int64"),
+    "rank 1": (torch.zeros(3), ValueError, r"\(N, K\) with K >= 2, got shape \(3,\)"),
+    "rank 3": (torch.zeros(2, 3, 4), ValueError, r"got shape \(2, 3, 4\)"),
+    "one class": (torch.zeros(2, 1), ValueError, r"K >= 2, got shape \(2, 1\)"),
+    "nan": (NAN_ROW, ValueError, "must not be NaN; 1 of 3 rows"),
+}
+
+BAD_LABELS = {
+    "list": ([0, 1], TypeError, r"labels must be a torch\.Tensor, got list"),
+    "int32": (torch.zeros(2, dtype=torch.int32), TypeError, "int64 class indices.*int32"),
+    "float": (torch.zeros(2), TypeError, "int64 class indices.*float32"),
+    "bool": (torch.zeros(2, dtype=torch.bool), TypeError, r"int64 class indices.*bool"),
+    "one-hot": (torch.zeros(2, 3, dtype=torch.int64), ValueError, r"\(N,\), got shape \(2, 3\)"),
+    "too many": (torch.zeros(3, dtype=torch.int64), ValueError, "as many as the samples, 2, got 3"),
+    "negative": (torch.tensor([0, -1]), ValueError, r"in \[0, 2\], got -1 to 0"),
+    "too large": (torch.tensor([3, 1]), ValueError, r"in \[0, 2\], got 1 to 3"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LOGITS)
+def test_bad_logits_are_refused(case):
+    logits, error, message = BAD_LOGITS[case]
+    with pytest.raises(error, match=message):
+        check_logits(logits)
+
+
+@pytest.mark.parametrize("case", BAD_LABELS)
+def test_bad_labels_are_refused(case):
+    labels, error, message = BAD_LABELS[case]
+    with pytest.raises(error, match=message):
+        check_labels(labels, 3, 2)
+
+
+@pytest.mark.parametrize("name", ["ce", "fl", "gce"])
+@pytest.mark.parametrize("sparse", [False, True], ids=["plain", "sr"])
+def test_every_criterion_refuses_bad_logits_and_labels(name, sparse):
+    criterion = build_loss(name)
+    if sparse:
+        criterion = SparseRegularization(criterion)
+    for logits, error, message in BAD_LOGITS.values():
+        with pytest.raises(error, match=message):
+            criterion(logits, torch.zeros(len(logits), dtype=torch.int64))
+    for labels, error, message in BAD_LABELS.values():
+        with pytest.raises(error, match=message):
+            criterion(torch.zeros(2, 3), labels)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan")])
+def test_noise_rate_outside_the_unit_interval_is_refused(rate):
+    with pytest.raises(ValueError, match=r"noise_rate must be in \[0, 1\]"):
+        symmetric_transition(10, rate)
+
+
+def test_empty_labels_are_labels():
+    check_labels(torch.zeros(0, dtype=torch.int64), 3, 0)

@@ -1,0 +1,208 @@
+"""RunSpec: whole, frozen, validated, and with an id that never changes by accident."""
+
+import copy
+import hashlib
+import json
+import pickle
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from lnlsr_lib.protocol import make_spec
+from lnlsr_lib.spec import RunSpec, SparseSpec
+
+SPEC = make_spec("mnist", "fl_sr", 0.8)
+FIELDS = SPEC.model_dump()
+
+OTHER = {
+    "dataset": "digits",
+    "train_size": 1000,
+    "model": "cnn8",
+    "method": "fl",
+    "loss": "ce",
+    "loss_params": {"gamma": 0.25},
+    "sr": None,
+    "noise": "clean",
+    "noise_rate": 0.80001,
+    "epochs": 49,
+    "paper_epochs": 51,
+    "batch_size": 127,
+    "learning_rate": 0.02,
+    "momentum": 0.8,
+    "weight_decay": 0.0,
+    "clip_norm": 4.0,
+    "profile": "lite",
+    "seed": 2,
+    "protocol": 2,
+}
+OTHER_SPARSE = {
+    "temperature": 0.2,
+    "p": 0.2,
+    "weight": 3.0,
+    "growth": 1.5,
+    "every": 4,
+    "unit_logits": True,
+}
+ALSO = {"loss": {"loss_params": {}}, "noise": {"noise_rate": 0.0}}  # what has to go with it
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("ce", "mnist-sym0.8-ce-seed1-c6fdf3e5"),
+        ("ce_sr", "mnist-sym0.8-ce_sr-seed1-4b22e35d"),
+    ],
+)
+def test_golden_ids(method, expected):
+    """Results are stored under these: a change here orphans every result there is."""
+    assert make_spec("mnist", method, 0.8, profile="paper", seed=1).id == expected
+
+
+def test_readable_part_of_the_id():
+    assert make_spec("mnist", "ce", 0.0, seed=3).id.startswith("mnist-clean-ce-seed3-")
+    assert make_spec("mnist", "gce", 0.2).id.startswith("mnist-sym0.2-gce-seed1-")
+    assert SPEC.id.endswith(SPEC.digest[:8])
+
+
+@pytest.mark.parametrize("method", ["ce", "fl", "gce_sr"])
+@pytest.mark.parametrize("profile", ["paper", "lite", "smoke"])
+def test_json_round_trip_keeps_everything(method, profile):
+    spec = make_spec("mnist", method, 0.2, profile=profile)
+    for again in (
+        RunSpec.model_validate_json(spec.model_dump_json()),
+        RunSpec(**json.loads(json.dumps(spec.model_dump(mode="json")))),
+        pickle.loads(pickle.dumps(spec)),
+        copy.deepcopy(spec),
+    ):
+        assert again == spec
+        assert (again.id, again.digest, hash(again)) == (spec.id, spec.digest, hash(spec))
+
+
+def test_whole_and_floating_numbers_that_are_equal_give_one_digest():
+    assert RunSpec(**FIELDS | {"clip_norm": 5}).digest == SPEC.digest
+
+
+@pytest.mark.parametrize("name", RunSpec.model_fields)
+def test_every_field_is_in_the_digest(name):
+    """A new field needs a line in OTHER: then its digest is tested as well."""
+    changed = RunSpec(**FIELDS | {name: OTHER[name]} | ALSO.get(name, {}))
+    assert changed.digest != SPEC.digest
+    assert changed != SPEC
+
+
+@pytest.mark.parametrize("name", SparseSpec.model_fields)
+def test_every_field_of_sr_is_in_the_digest(name):
+    changed = RunSpec(**FIELDS | {"sr": FIELDS["sr"] | {name: OTHER_SPARSE[name]}})
+    assert changed.digest != SPEC.digest
+
+
+def test_all_those_digests_differ_from_one_another():
+    digests = {
+        RunSpec(**FIELDS | {name: value} | ALSO.get(name, {})).digest
+        for name, value in OTHER.items()
+    }
+    assert len(digests) == len(RunSpec.model_fields)
+
+
+@pytest.mark.parametrize("name", ["seed", "sr"])
+def test_specs_are_frozen(name):
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(SPEC, name, None)
+    with pytest.raises(ValidationError, match="frozen"):
+        SPEC.sr.weight = 1.0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"temprature": 0.5},
+        {"noise_rate": -0.1},
+        {"noise_rate": 1.1},
+        {"noise_rate": float("nan")},
+        {"noise_rate": "much"},
+        {"noise": "clean"},
+        {"noise_rate": 0.0},
+        {"noise": "pair"},
+        {"epochs": 0},
+        {"epochs": 2.5},
+        {"epochs": True},
+        {"paper_epochs": 0},
+        {"train_size": 0},
+        {"batch_size": 1},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"learning_rate": float("inf")},
+        {"momentum": 1.0},
+        {"momentum": -0.1},
+        {"momentum": float("nan")},
+        {"weight_decay": -1e-3},
+        {"clip_norm": 0.0},
+        {"profile": "full"},
+        {"seed": -1},
+        {"seed": "1"},
+        {"loss": "mse"},
+        {"loss_params": {"q": 0.7}},
+        {"loss_params": {"gamma": -1.0}},
+        {"loss_params": {"gamma": float("nan")}},
+        {"sr": {}},
+    ],
+    ids=repr,
+)
+def test_bad_fields_are_refused(changes):
+    name = next(iter(changes))
+    with pytest.raises(ValueError, match=f"{name}|noise_rate|gamma|mse|does not take") as caught:
+        RunSpec(**FIELDS | changes)
+    assert isinstance(caught.value, ValidationError)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"temperature": 0.0},
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"p": 0.0},
+        {"p": 1.1},
+        {"p": float("nan")},
+        {"weight": -1.0},
+        {"weight": float("inf")},
+        {"growth": 0.0},
+        {"every": 0},
+        {"every": 1.5},
+        {"clamp": 1e-7},
+    ],
+    ids=repr,
+)
+def test_bad_fields_of_sr_are_refused(changes):
+    with pytest.raises(ValidationError, match=next(iter(changes))):
+        SparseSpec(**FIELDS["sr"] | changes)
+
+
+def test_missing_fields_are_refused():
+    fields = {name: value for name, value in FIELDS.items() if name != "learning_rate"}
+    with pytest.raises(ValidationError, match="learning_rate"):
+        RunSpec(**fields)
+
+
+def test_draws_depend_on_seed_and_purpose_alone():
+    """So methods compared at one seed share their noisy labels, weights and batches."""
+    other_method = make_spec("mnist", "ce", 0.2, seed=SPEC.seed)
+    other_seed = make_spec("mnist", "fl_sr", 0.8, seed=2)
+    assert SPEC.draw_seed("noise") == other_method.draw_seed("noise")
+    assert SPEC.draw_seed("noise") != other_seed.draw_seed("noise")
+    purposes = ["noise", "weights", "subset", *(f"order/{epoch}" for epoch in range(200))]
+    seeds = {SPEC.draw_seed(purpose) for purpose in purposes}
+    assert len(seeds) == len(purposes)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_generator_is_seeded_with_the_draw_seed():
+    expected = torch.rand(3, generator=torch.Generator().manual_seed(SPEC.draw_seed("noise")))
+    assert torch.equal(torch.rand(3, generator=SPEC.generator("noise")), expected)
+
+
+def test_golden_draw_seed():
+    """The noisy labels, weights and batches of every stored result hang on it."""
+    text = b"lnlsr/1/noise"
+    assert SPEC.draw_seed("noise") == int.from_bytes(hashlib.sha256(text).digest()[:8], "big") // 2

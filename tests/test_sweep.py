@@ -1,0 +1,233 @@
+"""Sweeps: what is stored is not trained again, and a killed sweep goes on to the same bits."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lnlsr_lib import sweep
+from lnlsr_lib.store import BusyError, Store, StoreError
+from lnlsr_lib.sweep import run_all, run_one
+from lnlsr_lib.trainer import train
+
+QUIET = {"device": "cpu", "precision": "float32", "progress": False}
+forks = pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="needs os.fork"
+)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "results")
+
+
+@pytest.fixture(scope="module")
+def tiny(few):
+    """64 train and 20 test digits."""
+    return replace(
+        few,
+        train_images=few.train_images[:64],
+        train_labels=few.train_labels[:64],
+        test_images=few.test_images[:20],
+        test_labels=few.test_labels[:20],
+    )
+
+
+@pytest.fixture
+def tiny_spec(small_spec):
+    return lambda method="ce_sr", **changes: small_spec(method, **{"batch_size": 16} | changes)
+
+
+def numbers(run):
+    return {name: values for name, values in run.history.items() if name != "seconds"}
+
+
+def test_a_missing_run_is_trained_stored_and_not_trained_again(store, tiny, tiny_spec, monkeypatch):
+    spec = tiny_spec()
+    run = run_one(spec, store, data=tiny, **QUIET)
+    assert run == Store(store.folder).load(spec)
+    assert numbers(run) == numbers(train(spec, tiny, device="cpu", precision="float32"))
+
+    def never(*arguments, **more):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(sweep, "train", never)
+    monkeypatch.setattr(sweep, "load_dataset", never)
+    assert run_one(spec, store, **QUIET) == run
+    assert run_one(spec, store, progress=False) == run
+    assert run_all([spec, spec], store, **QUIET) == [run, run]
+    assert list((store.folder / ".partial").glob("*.pt")) == []
+
+
+def test_each_precision_is_a_run_of_its_own(store, tiny, tiny_spec):
+    spec = tiny_spec(epochs=1, batch_size=64)
+    for precision in ("float32", "bf16"):
+        run = run_one(spec, store, data=tiny, device="cpu", precision=precision, progress=False)
+        assert run.provenance["precision"] == precision
+    assert len(store.runs()) == 2
+
+
+def test_an_interrupted_run_goes_on_from_its_last_epoch(store, tiny, tiny_spec, monkeypatch):
+    spec = tiny_spec(epochs=3)
+    save = store.save_checkpoint
+
+    def save_and_stop(spec, precision, state):
+        save(spec, precision, state)
+        if state["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "save_checkpoint", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_one(spec, store, data=tiny, **QUIET)
+    assert store.load(spec) is None
+    starts = []
+
+    def watched(*arguments, **more):
+        starts.append(more["state"]["epoch"])
+        return train(*arguments, **more)
+
+    monkeypatch.setattr(sweep, "train", watched)
+    run = run_one(spec, store, data=tiny, **QUIET)
+    assert starts == [2]
+    assert numbers(run) == numbers(train(spec, tiny, device="cpu", precision="float32"))
+
+
+def test_a_busy_run_is_left_to_the_other(store, tiny, tiny_spec):
+    spec = tiny_spec()
+    with (
+        Store(store.folder).locked(spec, "float32"),
+        pytest.raises(BusyError, match=spec.id),
+    ):
+        run_one(spec, store, data=tiny, **QUIET)
+
+
+def test_a_damaged_result_or_checkpoint_stops_the_sweep_and_is_named(store, tiny, tiny_spec):
+    spec = tiny_spec()
+    path = store.path(spec, "float32")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"{")
+    with pytest.raises(StoreError, match=path.name):
+        run_all([spec], store, **QUIET)
+    path.unlink()
+    (store.folder / ".partial").mkdir()
+    (store.folder / ".partial" / f"{spec.id}.float32.pt").write_bytes(b"half")
+    with pytest.raises(StoreError, match="delete it to train from the start"):
+        run_one(spec, store, data=tiny, **QUIET)
+
+
+def test_progress_names_the_run(store, tiny, tiny_spec, capsys):
+    spec = tiny_spec(epochs=1)
+    run_one(spec, store, data=tiny, device="cpu", precision="float32", position="1/2")
+    shown = capsys.readouterr()
+    assert f"1/2 {spec.id}" in shown.err
+    assert "epoch 1/1, test" in shown.err
+    assert shown.out == ""
+
+
+def test_run_all_keeps_the_order_and_loads_the_data_once(store, tiny, tiny_spec, monkeypatch):
+    loads = []
+
+    def load(name):
+        loads.append(name)
+        return tiny
+
+    monkeypatch.setattr(sweep, "load_dataset", load)
+    specs = [tiny_spec(method, epochs=1) for method in ("gce", "ce", "gce_sr")]
+    runs = run_all([*specs, specs[0]], store, **QUIET)
+    assert [run.spec for run in runs] == [*specs, specs[0]]
+    assert loads == ["digits"]
+
+
+# --- killed, ten times ---------------------------------------------------------------------------
+
+
+def _train_and_tell(spec, folder, data, steps):
+    """In a child: run ``spec``, and send a byte after every step."""
+    torch.set_num_threads(1)
+
+    def telling(*arguments, **more):
+        forward = more.pop("on_batch")
+
+        def on_batch():
+            forward()
+            os.write(steps, b".")
+
+        return train(*arguments, **more, on_batch=on_batch)
+
+    sweep.train = telling
+    run_one(spec, Store(folder), data=data, **QUIET)
+
+
+@forks
+def test_killed_ten_times_in_the_middle_then_resumed_same_bits(store, tiny, tiny_spec):
+    """SIGKILL after a random number of steps and a moment more: within an epoch, in the test after
+    it, or while the checkpoint is written. Four steps are an epoch."""
+    spec = tiny_spec(epochs=16)
+    chance = random.Random(0)
+    context = multiprocessing.get_context("fork")
+    resumed_from = []
+    for _ in range(10):
+        reading, writing = os.pipe()
+        child = context.Process(target=_train_and_tell, args=(spec, store.folder, tiny, writing))
+        child.start()
+        os.close(writing)
+        for _ in range(chance.randint(1, 6)):
+            assert os.read(reading, 1) == b".", "the child ended before it could be killed"
+        child.join(chance.uniform(0, 0.02))
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        os.close(reading)
+        assert child.exitcode == -signal.SIGKILL
+        assert store.load(spec) is None
+        state = store.load_checkpoint(spec, "float32")  # whole, or none yet
+        resumed_from.append(0 if state is None else state["epoch"])
+    assert resumed_from == sorted(resumed_from)
+    assert 0 < resumed_from[-1] < 16
+    run = run_one(spec, store, data=tiny, **QUIET)
+    assert numbers(run) == numbers(train(spec, tiny, device="cpu", precision="float32"))
+    assert [path.name for path in (store.folder / "runs").iterdir()] == [f"{spec.id}.float32.json"]
+    assert json.loads(store.path(spec, "float32").read_bytes())["id"] == spec.id
+
+
+# --- shared --------------------------------------------------------------------------------------
+
+
+def _share(specs, folder, data, log, start):
+    torch.set_num_threads(1)
+
+    def logging(spec, *arguments, **more):
+        with open(log, "a") as file:
+            file.write(f"{os.getpid()} {spec.id}\n")
+        return train(spec, *arguments, **more)
+
+    sweep.train = logging
+    sweep.load_dataset = lambda name: data
+    sweep.POLL_SECONDS = 0.02
+    start.wait()
+    runs = run_all(specs, Store(folder), **QUIET)
+    assert [run.spec for run in runs] == specs
+
+
+@forks
+def test_two_workers_share_the_runs_and_train_each_once(store, tiny, tiny_spec, tmp_path):
+    specs = [tiny_spec("ce", seed=seed) for seed in range(1, 7)]
+    context = multiprocessing.get_context("fork")
+    start, log = context.Barrier(2), tmp_path / "log"
+    workers = [
+        context.Process(target=_share, args=(specs, store.folder, tiny, log, start))
+        for _ in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    trained = [line.split() for line in log.read_text().splitlines()]
+    assert sorted(run for _, run in trained) == sorted(spec.id for spec in specs)
+    assert {int(worker) for worker, _ in trained} == {worker.pid for worker in workers}
+    assert len(store.runs()) == 6

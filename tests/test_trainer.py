@@ -1,0 +1,368 @@
+"""The training loop: same bits again, same bits when resumed, and the same as a plain loop."""
+
+import copy
+import io
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from lnlsr_lib import trainer
+from lnlsr_lib.losses import build_loss
+from lnlsr_lib.models import build_model
+from lnlsr_lib.noise import corrupt_labels, symmetric_transition
+from lnlsr_lib.protocol import make_spec
+from lnlsr_lib.regularization import sparse_rates
+from lnlsr_lib.trainer import (
+    HISTORY,
+    DivergedError,
+    noisy_labels,
+    resolve_device,
+    resolve_precision,
+    train,
+)
+
+CPU = {"device": "cpu", "precision": "float32"}
+gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def numbers(history):
+    """All of a history but the wall-clock time."""
+    return {name: values for name, values in history.items() if name != "seconds"}
+
+
+def through_a_file(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+# --- same bits -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["ce", "gce_sr"])
+def test_same_spec_same_bits(few, small_spec, method):
+    spec = small_spec(method)
+    torch.manual_seed(1)
+    first = train(spec, few, **CPU, features=True)
+    torch.manual_seed(2)  # nothing hangs on the global generator
+    before = torch.get_rng_state()
+    second = train(spec, few, **CPU, features=True)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert numbers(first.history) == numbers(second.history)
+    assert torch.equal(first.features, second.features)
+    other = train(small_spec(method, seed=2), few, **CPU)
+    assert numbers(other.history) != numbers(first.history)
+
+
+@pytest.mark.parametrize("method", ["ce", "ce_sr"])
+def test_resumed_from_any_epoch_same_bits(few, small_spec, method):
+    spec = small_spec(method, epochs=4)
+    states = []
+    whole = train(
+        spec, few, **CPU, features=True, on_epoch=lambda state: states.append(through_a_file(state))
+    )
+    assert [state["epoch"] for state in states] == [1, 2, 3, 4]
+    for state in states:
+        resumed = train(spec, few, **CPU, features=True, state=state)
+        assert numbers(resumed.history) == numbers(whole.history)
+        assert torch.equal(resumed.features, whole.features)
+
+
+def test_resuming_leaves_the_given_history_as_it_was(few, small_spec):
+    states = []
+    train(small_spec(), few, **CPU, on_epoch=lambda state: states.append(copy.deepcopy(state)))
+    train(small_spec(), few, **CPU, state=states[0])
+    assert len(states[0]["history"]["train_loss"]) == 1
+
+
+# --- against a plain loop ------------------------------------------------------------------------
+
+
+def plain_loop(spec, data, criterion_at):
+    """The protocol in straight PyTorch: float32, NCHW, no tricks."""
+    clean = data.train_labels
+    labels = corrupt_labels(
+        clean, symmetric_transition(10, spec.noise_rate), spec.generator("noise")
+    )
+    images = (data.train_images.float() / 255 - data.mean[0]) / data.std[0]
+    test_images = (data.test_images.float() / 255 - data.mean[0]) / data.std[0]
+    model = build_model("cnn4", 10, spec.draw_seed("weights"))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-3)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, spec.epochs)
+    losses, accuracies, rates = [], [], []
+    for epoch in range(spec.epochs):
+        criterion = criterion_at(epoch)
+        model.train()
+        order = torch.randperm(len(labels), generator=spec.generator(f"order/{epoch}"))
+        total = 0.0
+        for start in range(0, len(order), 128):
+            batch = order[start : start + 128]
+            loss = criterion(model(images[batch]), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            optimizer.step()
+            total += loss.item() * len(batch)
+        scheduler.step()
+        model.eval()
+        with torch.no_grad():
+            logits = model(test_images)
+        losses.append(total / len(labels))
+        accuracies.append(100 * (logits.argmax(1) == data.test_labels).float().mean().item())
+        rates.append(sparse_rates(logits)[0].item())
+    return losses, accuracies, rates
+
+
+def written_out_sr(weight):
+    """CE + SR at tau = 0.1, p = 0.1, as in equation 9."""
+
+    def criterion(logits, labels):
+        u = (logits / 0.1).softmax(dim=1)
+        norm = u.clamp(1e-7, 1).pow(0.1).sum(dim=1).mean()
+        return nn.functional.cross_entropy(logits / 0.1, labels) + weight * norm
+
+    return criterion
+
+
+@pytest.mark.parametrize(
+    ("method", "criterion_at"),
+    [
+        ("ce", lambda epoch: nn.CrossEntropyLoss()),
+        ("gce", lambda epoch: build_loss("gce", q=0.7)),
+        ("ce_sr", lambda epoch: written_out_sr([4.0, 4.0 * 2**5][epoch])),  # 25 of 50 epochs on
+    ],
+)
+def test_agrees_with_a_plain_loop(few, small_spec, method, criterion_at):
+    spec = small_spec(method)
+    history = train(spec, few, **CPU).history
+    losses, accuracies, rates = plain_loop(spec, few, criterion_at)
+    assert history["train_loss"] == pytest.approx(losses, rel=2e-3)
+    one_image = 100 / len(few.test_labels)
+    assert history["test_accuracy"] == pytest.approx(accuracies, abs=2.01 * one_image)
+    assert history["sparse_rate"] == pytest.approx(rates, abs=0.0201 * one_image)
+
+
+# --- what is recorded ----------------------------------------------------------------------------
+
+
+def test_learning_rate_is_the_cosine(few, small_spec):
+    spec = small_spec("ce", epochs=5)
+    rates = train(spec, few, **CPU).history["learning_rate"]
+    expected = [0.01 * (1 + math.cos(math.pi * epoch / 5)) / 2 for epoch in range(5)]
+    assert rates == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "paper_epochs", "exponents"),
+    [(4, 50, [0, 2, 5, 7]), (3, 3, [0, 0, 0]), (3, 15, [0, 1, 2]), (2, 1, [0, 0])],
+)
+def test_lambda_is_recorded_along_its_stretched_path(
+    few, small_spec, epochs, paper_epochs, exponents
+):
+    spec = small_spec("ce_sr", epochs=epochs, paper_epochs=paper_epochs)
+    weights = train(spec, few, **CPU).history["weight"]
+    assert weights == [4.0 * 2.0**exponent for exponent in exponents]
+
+
+def test_history_is_whole(few, small_spec):
+    result = train(small_spec("ce"), few, **CPU)
+    assert tuple(result.history) == HISTORY
+    assert all(len(values) == 2 for values in result.history.values())
+    assert result.history["weight"] == [0.0, 0.0]
+    assert result.final_accuracy == result.history["test_accuracy"][-1]
+    assert result.best_accuracy == max(result.history["test_accuracy"])
+    assert result.seconds == sum(result.history["seconds"])
+    assert 0 <= result.final_accuracy <= 100
+    assert result.precision == "float32"
+    assert result.device.startswith("cpu (")
+    assert result.threads == torch.get_num_threads()
+    assert result.origin == few.origin
+    assert result.features is None
+
+
+def test_it_learns(digits, small_spec):
+    """All of the digits, clean, three epochs: far above the 10% of chance."""
+    spec = small_spec("ce", noise="clean", noise_rate=0.0, epochs=3)
+    result = train(spec, digits, **CPU)
+    assert result.final_accuracy > 90
+    assert result.history["train_loss"][0] > result.history["train_loss"][-1]
+    assert result.realised_noise_rate == 0
+
+
+def test_realised_noise_rate_is_that_of_the_labels_shown(few, small_spec):
+    spec = small_spec("ce", epochs=1)
+    labels = noisy_labels(spec, few)
+    wrong = (labels != few.train_labels).double().mean().item()
+    assert train(spec, few, **CPU).realised_noise_rate == wrong
+    assert abs(wrong - 0.4) < 5 * (0.4 * 0.6 / 192) ** 0.5
+    assert torch.equal(noisy_labels(small_spec("gce_sr"), few), labels)  # shared by the methods
+    assert not torch.equal(noisy_labels(small_spec("ce", seed=2), few), labels)
+
+
+def test_the_last_short_batch_is_kept(few, small_spec, monkeypatch):
+    sizes, seen = [], []
+    real = trainer.build_criterion
+
+    def watched(spec):
+        criterion = real(spec)
+        criterion.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+        criterion.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1].clone()))
+        return criterion
+
+    monkeypatch.setattr(trainer, "build_criterion", watched)
+    steps = []
+    spec = small_spec("ce")
+    train(spec, few, **CPU, on_batch=lambda: steps.append(1))
+    assert sizes == [128, 64, 128, 64]
+    assert len(steps) == 4
+    shown = torch.cat(seen[:2]).bincount(minlength=10)
+    assert torch.equal(shown, noisy_labels(spec, few).bincount(minlength=10))
+
+
+def test_train_size_takes_a_balanced_part(digits, small_spec, monkeypatch):
+    asked = []
+    real = trainer.noisy_labels
+
+    def watched(spec, data):
+        asked.append(data.train_labels.bincount().tolist())
+        return real(spec, data)
+
+    monkeypatch.setattr(trainer, "noisy_labels", watched)
+    few_tests = replace(
+        digits, test_images=digits.test_images[:20], test_labels=digits.test_labels[:20]
+    )
+    train(small_spec("ce", train_size=130, epochs=1, batch_size=65), few_tests, **CPU)
+    assert asked == [[13] * 10]
+    with pytest.raises(ValueError, match="size must be a positive multiple of 10"):
+        train(small_spec("ce", train_size=131), few_tests, **CPU)
+
+
+def test_features_are_the_last_hidden_layer_of_the_test_set(few, small_spec):
+    result = train(small_spec("ce", epochs=1), few, **CPU, features=True)
+    assert result.features.shape == (60, 128)
+    assert result.features.dtype == torch.float32
+    assert not result.features.requires_grad
+    assert (result.features >= 0).all()
+    assert result.features.std() > 0
+
+
+def test_bf16_runs_and_stays_near_float32(few, small_spec):
+    tiny = replace(few, train_images=few.train_images[:64], train_labels=few.train_labels[:64])
+    spec = small_spec("ce_sr", epochs=1)
+    result = train(spec, tiny, device="cpu", precision="bf16", features=True)
+    exact = train(spec, tiny, **CPU)
+    assert result.precision == "bf16"
+    assert result.features.dtype == torch.float32
+    assert result.history["train_loss"] == pytest.approx(exact.history["train_loss"], rel=1e-2)
+    assert all(math.isfinite(value) for values in result.history.values() for value in values)
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["ce", "ce_sr"])
+def test_a_huge_learning_rate_diverges_with_a_clear_error(few, small_spec, method):
+    spec = small_spec(method, learning_rate=1e30, clip_norm=1e30, epochs=3)
+    with pytest.raises(DivergedError, match=rf"{spec.id}: .*epoch"):
+        train(spec, few, **CPU)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_diverges(few, small_spec, monkeypatch, value):
+    class Broken(nn.Module):
+        def forward(self, logits, labels):
+            return logits.sum() * 0 + value
+
+    monkeypatch.setattr(trainer, "build_criterion", lambda spec: Broken())
+    stored = []
+    with pytest.raises(DivergedError, match=rf"epoch 1 is {value}"):
+        train(small_spec("ce"), few, **CPU, on_epoch=stored.append)
+    assert stored == []
+
+
+def test_weights_broken_by_the_last_step_diverge(few, small_spec):
+    """Every loss was finite; the outputs that the record would be made of are not."""
+    whole = replace(few, train_images=few.train_images[:128], train_labels=few.train_labels[:128])
+    spec = small_spec("ce", learning_rate=1e38, clip_norm=1e38, epochs=1)
+    with pytest.raises(DivergedError, match="test outputs of epoch 1 are not finite"):
+        train(spec, whole, **CPU)
+
+
+def test_other_data_than_the_specs_are_refused(few):
+    with pytest.raises(ValueError, match="asks for mnist, but the data are digits"):
+        train(make_spec("mnist", "ce", 0.4), few, **CPU)
+
+
+def test_the_state_of_another_run_is_refused(few, small_spec):
+    states = []
+    train(small_spec(epochs=1), few, **CPU, on_epoch=states.append)
+    with pytest.raises(ValueError, match=rf"of another run, {small_spec(epochs=1).id} in float32"):
+        train(small_spec(epochs=2), few, **CPU, state=states[0])
+    with pytest.raises(ValueError, match=r"of another run, .* in float32"):
+        train(small_spec(epochs=1), few, device="cpu", precision="bf16", state=states[0])
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:99", "cpu:x", ""])
+def test_unknown_devices_are_refused(few, small_spec, device):
+    with pytest.raises(ValueError, match=f"device '{device}' cannot be used here"):
+        train(small_spec("ce"), few, device=device)
+
+
+@pytest.mark.parametrize("precision", ["fp8", "float64", ""])
+def test_unknown_precisions_are_refused(few, small_spec, precision):
+    with pytest.raises(ValueError, match="precision must be auto, float32 or bf16, got"):
+        train(small_spec("ce"), few, device="cpu", precision=precision)
+
+
+def test_auto_resolves():
+    device = resolve_device("auto")
+    assert device.type == ("cuda" if torch.cuda.is_available() else device.type)
+    assert resolve_precision("auto", device) in ("float32", "bf16")
+    assert resolve_precision("auto", torch.device("mps")) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({}, "float32"),
+        ({"avx512_f": True, "amx_bf16": False}, "float32"),
+        ({"amx_bf16": True}, "bf16"),
+        ({"avx512_bf16": True}, "bf16"),
+    ],
+)
+def test_auto_precision_on_a_cpu_is_bf16_only_with_matrix_units(
+    monkeypatch, capabilities, expected
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert resolve_precision("auto", torch.device("cpu")) == expected
+
+
+# --- with a GPU ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [pytest.param(m, marks=gpu) for m in ("ce", "gce", "ce_sr")])
+def test_cuda_agrees_with_the_cpu_in_the_first_epoch(few, small_spec, method):
+    spec = small_spec(method, epochs=1)
+    on_cpu = train(spec, few, **CPU).history["train_loss"]
+    on_cuda = train(spec, few, device="cuda", precision="float32").history["train_loss"]
+    assert on_cuda == pytest.approx(on_cpu, rel=5e-3)
+
+
+@pytest.mark.parametrize("precision", [pytest.param(p, marks=gpu) for p in ("float32", "bf16")])
+def test_cuda_trains_resumes_and_returns_features(few, small_spec, precision):
+    states = []
+    where = {"device": "cuda", "precision": precision, "features": True}
+    whole = train(
+        small_spec(), few, **where, on_epoch=lambda state: states.append(through_a_file(state))
+    )
+    resumed = train(small_spec(), few, **where, state=states[0])
+    assert whole.features.device.type == "cpu"
+    assert whole.device.startswith("cuda (")
+    assert resumed.history["train_loss"] == pytest.approx(whole.history["train_loss"], rel=2e-2)
