@@ -29,9 +29,8 @@ notebooks: $(READY)  ## execute every notebook with papermill, into book/noteboo
 	done
 
 book: notebooks  ## regenerate every figure and table, and build the book
-	rm -rf book/results && mkdir -p book/results
-	cd results && find . -path ./runs -prune -o -path ./.partial -prune -o -type f -print | \
-		cpio --quiet -pdm ../book/results
+	rm -rf book/results
+	$(BIN)/python -c "import shutil; shutil.copytree('results', 'book/results', ignore=shutil.ignore_patterns('runs', '.partial'))"
 	$(BIN)/python book/vendor_mathjax.py
 	$(BIN)/jupyter-book build -W -n --keep-going book
 	@echo "The book: book/_build/html/index.html"
@@ -52,6 +51,6 @@ format: $(READY)  ## mend style, and strip the notebooks' outputs
 	$(BIN)/nbstripout $(NOTEBOOKS)
 
 clean:  ## remove what the other targets made, but for results/
-	rm -rf $(VENV) book/_build book/notebooks book/results book/_static/mathjax *.egg-info build
+	rm -rf $(VENV) book/_build book/notebooks book/results book/_vendor *.egg-info build
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
