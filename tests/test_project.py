@@ -1,0 +1,89 @@
+"""What lies around the library: the environment, the notebooks, the committed results."""
+
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from lnlsr_lib.plots import curves
+from lnlsr_lib.store import Store, results_folder
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def pins():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return {
+        requirement.name.lower().replace("_", "-"): requirement
+        for requirement in map(Requirement, (line for line in lines if not line.startswith("#")))
+    }
+
+
+def test_every_dependency_is_pinned_to_a_version_that_it_allows():
+    extras = PROJECT["optional-dependencies"]
+    for text in [*PROJECT["dependencies"], *(text for extra in extras.values() for text in extra)]:
+        wanted = Requirement(text)
+        (pin,) = pins()[wanted.name.lower()].specifier
+        assert pin.operator == "=="
+        assert pin.version in wanted.specifier, f"{text} against {pin}"
+
+
+def test_the_conda_environment_installs_this_package_with_its_extras_and_pins():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = [part["pip"] for part in environment["dependencies"] if isinstance(part, dict)]
+    extras = ",".join(PROJECT["optional-dependencies"])
+    assert pip == ["--constraint constraints.txt", f"--editable .[{extras}]"]
+    (python,) = [p for p in environment["dependencies"] if str(p).startswith("python=")]
+    assert python.removeprefix("python=") in PROJECT["requires-python"]
+    assert environment["name"] == PROJECT["name"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_is_stored_without_outputs_and_starts_with_typed_parameters(path):
+    cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in cells)
+    assert cells[0].metadata.get("tags") == ["parameters"]
+    for line in cells[0].source.splitlines():
+        assert ": " in line.split("=")[0], f"not typed: {line}"
+        assert "  # " in line, f"not commented: {line}"
+    assert "notebook.check_parameters(globals())" in cells[1].source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_has_its_page_in_the_book(path):
+    toc = (ROOT / "book" / "_toc.yml").read_text()
+    assert f"file: notebooks/{path.stem}\n" in toc
+
+
+def committed() -> Store:
+    return Store(ROOT / "results")
+
+
+def test_tests_do_not_write_into_the_committed_results():
+    assert results_folder() != committed().folder
+
+
+def test_committed_results_are_whole_and_carry_their_provenance():
+    for run in committed().runs():
+        assert run.spec.profile != "smoke"
+        assert {"commit", "torch", "device", "precision", "threads", "seconds", "data"} <= set(
+            run.provenance
+        )
+        assert run.provenance["commit"]
+
+
+def test_a_committed_figures_data_are_those_of_the_committed_runs():
+    by_spec = {(r.spec.profile, r.spec.method, r.spec.seed): r for r in committed().runs()}
+    for path in (ROOT / "results" / "fig3").glob("*.csv"):
+        profile = path.stem.partition("-")[2] or "paper"
+        if profile == "smoke":
+            continue
+        rows = path.read_text().splitlines()[1:]
+        keys = dict.fromkeys((line.split(",")[0], int(line.split(",")[1])) for line in rows)
+        runs = [by_spec[profile, method, seed] for method, seed in keys]
+        assert path.read_text() == curves(runs).to_csv(index=False)
