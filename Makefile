@@ -32,7 +32,7 @@ book: notebooks  ## regenerate every figure and table, and build the book
 	rm -rf book/results
 	$(BIN)/python -c "import shutil; shutil.copytree('results', 'book/results', ignore=shutil.ignore_patterns('runs', '.partial'))"
 	$(BIN)/python book/vendor_mathjax.py
-	$(BIN)/jupyter-book build -W -n --keep-going book
+	$(BIN)/jupyter-book build --all -W -n --keep-going book
 	@echo "The book: book/_build/html/index.html"
 
 test: $(READY)  ## run every test, and every notebook in the smoke profile

@@ -1,8 +1,10 @@
-"""Put MathJax beside the book, so that no page needs the network: ``python book/vendor_mathjax.py``.
+"""Put MathJax beside the book, so that no page needs the network.
 
-The file is MathJax 3.2.2's ``tex-svg.js`` (Apache License 2.0), which draws formulas as SVG and needs
-nothing besides itself. It comes with the Python package sphinx-mathjax-offline, and is checked against the
-checksum of the official release.
+    python book/vendor_mathjax.py
+
+The file is MathJax 3.2.2's ``tex-svg.js`` (Apache License 2.0), which draws formulas as SVG and
+needs nothing besides itself. It comes with the Python package sphinx-mathjax-offline, and is
+checked against the checksum of the official release.
 """
 
 from __future__ import annotations

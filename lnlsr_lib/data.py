@@ -40,7 +40,7 @@ class Dataset:
         name: "mnist", "digits", ...
         train_images, test_images: uint8, (N, C, H, W).
         train_labels, test_labels: int64, (N,), the true labels.
-        num_classes: K.
+        num_classes: their number, K.
         mean, std: per channel, of pixels scaled to [0, 1]; for normalisation.
         origin: where the bytes came from; recorded with every result.
     """

@@ -83,7 +83,7 @@ def realised_transition(labels: Tensor, noisy_labels: Tensor, num_classes: int) 
     Args:
         labels: true labels, (N,), int64.
         noisy_labels: given labels, (N,), int64.
-        num_classes: K.
+        num_classes: their number, K.
 
     Returns:
         (K, K), float64; a class with no sample has a row of zeros.

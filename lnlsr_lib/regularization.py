@@ -77,7 +77,7 @@ def sparse_rates(logits: Tensor, temperature: float = 0.1) -> tuple[Tensor, Tens
         temperature: tau of the sharpening, > 0; figure 3 has 0.1.
 
     Returns:
-        (a) and (b), scalars in [0, 1] on the logits' device.
+        The shares (a) and (b), scalars in [0, 1] on the logits' device.
 
     Raises:
         TypeError, ValueError: bad logits or temperature.
