@@ -8,7 +8,9 @@ and gradients stay finite for u_y -> 0 and u_y -> 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,20 +24,54 @@ __all__ = [
     "FocalLoss",
     "GeneralizedCrossEntropy",
     "Loss",
+    "MeanAbsoluteError",
+    "NormalizedCrossEntropy",
+    "NormalizedFocalLoss",
+    "PartiallyHuberisedCrossEntropy",
+    "ReverseCrossEntropy",
+    "WeightedSum",
     "build_loss",
     "cross_entropy",
     "focal_loss",
     "generalized_cross_entropy",
+    "mean_absolute_error",
+    "normalized_cross_entropy",
+    "normalized_focal_loss",
+    "partially_huberised_cross_entropy",
+    "reverse_cross_entropy",
 ]
 
 REDUCTIONS = ("mean", "sum", "none")
+RCE_LOG_ZERO = math.log(1e-4)  # A, the logarithm of a clamped 0; source: the authors' code
+
+PerSample = Callable[[Tensor, Tensor], Tensor]
+
+
+def _log_softmax(logits: Tensor, labels: Tensor) -> Tensor:
+    """log u, (N, K), in at least float32, once both arguments are checked."""
+    logits = check_logits(logits)
+    check_labels(labels, logits.shape[1], logits.shape[0])
+    return logits.log_softmax(dim=1)
+
+
+def _at(values: Tensor, labels: Tensor) -> Tensor:
+    """The entry of each row that its label names, (N,)."""
+    return values.gather(1, labels[:, None])[:, 0]
 
 
 def _log_target(logits: Tensor, labels: Tensor) -> Tensor:
     """log u_y, (N,), in at least float32."""
-    logits = check_logits(logits)
-    check_labels(labels, logits.shape[1], logits.shape[0])
-    return logits.log_softmax(dim=1).gather(1, labels[:, None])[:, 0]
+    return _at(_log_softmax(logits, labels), labels)
+
+
+def _focal(log_u: Tensor, gamma: float) -> Tensor:
+    """-(1 - u)^gamma log u, entry by entry."""
+    if gamma == 0:
+        return -log_u
+    # 1 - u without cancellation. The floor keeps the power's slope finite at u = 1, where the loss
+    # and its gradient are 0.
+    miss = (-torch.expm1(log_u)).clamp_min(torch.finfo(log_u.dtype).tiny)
+    return -(miss**gamma) * log_u
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -73,13 +109,7 @@ def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 0.5) -> Tensor:
     Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017.
     """
     check_range("gamma", gamma, 0.0)
-    log_u = _log_target(logits, labels)
-    if gamma == 0:
-        return -log_u
-    # 1 - u_y without cancellation. The floor keeps the power's slope finite at u_y = 1, where the
-    # loss and its gradient are 0.
-    miss = (-torch.expm1(log_u)).clamp_min(torch.finfo(log_u.dtype).tiny)
-    return -(miss**gamma) * log_u
+    return _focal(_log_target(logits, labels), gamma)
 
 
 def generalized_cross_entropy(logits: Tensor, labels: Tensor, q: float = 0.7) -> Tensor:
@@ -102,6 +132,114 @@ def generalized_cross_entropy(logits: Tensor, labels: Tensor, q: float = 0.7) ->
     """
     check_range("q", q, 0.0, 1.0, open_low=True)
     return -torch.expm1(q * _log_target(logits, labels)) / q
+
+
+def mean_absolute_error(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean absolute error (MAE) per sample, L = ||e_y - u||_1 = 2 (1 - u_y).
+
+    Symmetric (eq. 2) with C = 2 (K - 1).
+
+    Args:
+        logits: (N, K), any floating dtype.
+        labels: (N,), int64, in [0, K - 1].
+
+    Returns:
+        (N,), in [0, 2], float32 or wider.
+
+    Raises:
+        TypeError, ValueError: bad logits or labels.
+
+    Source: Ghosh et al., AAAI 2017; the factor 2 as in the authors' code.
+    """
+    return -2 * torch.expm1(_log_target(logits, labels))
+
+
+def reverse_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Reverse cross entropy (RCE) per sample, L = -A (1 - u_y) with A = log 1e-4.
+
+    That is -sum_i u_i log(e_y)_i, the label's zeros clamped at 1e-4. Symmetric (eq. 2) with
+    C = -A (K - 1).
+
+    Args:
+        logits: (N, K), any floating dtype.
+        labels: (N,), int64, in [0, K - 1].
+
+    Returns:
+        (N,), in [0, -A], float32 or wider.
+
+    Raises:
+        TypeError, ValueError: bad logits or labels.
+
+    Source: Wang et al., ICCV 2019; the clamp as in the authors' code.
+    """
+    return RCE_LOG_ZERO * torch.expm1(_log_target(logits, labels))
+
+
+def normalized_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Normalised cross entropy (NCE) per sample, L = log u_y / sum_k log u_k.
+
+    Symmetric (eq. 2) with C = 1.
+
+    Args:
+        logits: (N, K), any floating dtype.
+        labels: (N,), int64, in [0, K - 1].
+
+    Returns:
+        (N,), in [0, 1], float32 or wider.
+
+    Raises:
+        TypeError, ValueError: bad logits or labels.
+
+    Source: Ma et al., ICML 2020.
+    """
+    log_u = _log_softmax(logits, labels)
+    return _at(log_u, labels) / log_u.sum(dim=1)
+
+
+def normalized_focal_loss(logits: Tensor, labels: Tensor, gamma: float = 0.5) -> Tensor:
+    """Normalised focal loss (NFL) per sample, FL of the label over the sum of FL of all classes.
+
+    Symmetric (eq. 2) with C = 1. gamma = 0 is NCE.
+
+    Args:
+        logits: (N, K), any floating dtype.
+        labels: (N,), int64, in [0, K - 1].
+        gamma: focusing exponent, >= 0.
+
+    Returns:
+        (N,), in [0, 1], float32 or wider.
+
+    Raises:
+        TypeError, ValueError: bad logits, labels or gamma.
+
+    Source: Ma et al., ICML 2020.
+    """
+    check_range("gamma", gamma, 0.0)
+    focal = _focal(_log_softmax(logits, labels), gamma)
+    return _at(focal, labels) / focal.sum(dim=1)
+
+
+def partially_huberised_cross_entropy(logits: Tensor, labels: Tensor, t: float = 10.0) -> Tensor:
+    """PHuber-CE per sample: CE for u_y > 1/t, and its tangent there below.
+
+    L = -log u_y where u_y > 1/t, else log t + 1 - t u_y. t -> infinity is CE.
+
+    Args:
+        logits: (N, K), any floating dtype.
+        labels: (N,), int64, in [0, K - 1].
+        t: steepest slope in u_y, > 1. The paper's comparison has 2 on CIFAR-10, 10 on CIFAR-100.
+
+    Returns:
+        (N,), in [0, log t + 1], float32 or wider.
+
+    Raises:
+        TypeError, ValueError: bad logits, labels or t.
+
+    Source: Menon et al., ICLR 2020.
+    """
+    check_range("t", t, 1.0, open_low=True)
+    log_u = _log_target(logits, labels)
+    return torch.where(log_u > -math.log(t), -log_u, math.log(t) + 1 - t * log_u.exp())
 
 
 class Loss(nn.Module):
@@ -162,10 +300,97 @@ class GeneralizedCrossEntropy(Loss):
         return generalized_cross_entropy(logits, labels, self.q)
 
 
+class MeanAbsoluteError(Loss):
+    """MAE, see :func:`mean_absolute_error`."""
+
+    def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return mean_absolute_error(logits, labels)
+
+
+class ReverseCrossEntropy(Loss):
+    """RCE, see :func:`reverse_cross_entropy`."""
+
+    def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return reverse_cross_entropy(logits, labels)
+
+
+class NormalizedCrossEntropy(Loss):
+    """NCE, see :func:`normalized_cross_entropy`."""
+
+    def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return normalized_cross_entropy(logits, labels)
+
+
+class NormalizedFocalLoss(Loss):
+    """NFL, see :func:`normalized_focal_loss`."""
+
+    def __init__(self, gamma: float = 0.5, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        check_range("gamma", gamma, 0.0)
+        self.gamma = gamma
+
+    def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return normalized_focal_loss(logits, labels, self.gamma)
+
+
+class PartiallyHuberisedCrossEntropy(Loss):
+    """PHuber-CE, see :func:`partially_huberised_cross_entropy`."""
+
+    def __init__(self, t: float = 10.0, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        check_range("t", t, 1.0, open_low=True)
+        self.t = t
+
+    def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return partially_huberised_cross_entropy(logits, labels, self.t)
+
+
+class WeightedSum(Loss):
+    """alpha times one loss plus beta times another: SCE, and the active passive losses (APL).
+
+    Args:
+        first, second: functions of (logits, labels) to one loss per sample.
+        alpha, beta: their weights, >= 0.
+        reduction: as for :class:`Loss`.
+
+    Raises:
+        TypeError, ValueError: a weight below 0.
+
+    Source: SCE = alpha CE + beta RCE, Wang et al., ICCV 2019; APL = alpha active + beta passive,
+    Ma et al., ICML 2020.
+    """
+
+    def __init__(
+        self,
+        first: PerSample,
+        second: PerSample,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(reduction)
+        check_range("alpha", alpha, 0.0)
+        check_range("beta", beta, 0.0)
+        self.first, self.second = first, second
+        self.alpha, self.beta = alpha, beta
+
+    def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return self.alpha * self.first(logits, labels) + self.beta * self.second(logits, labels)
+
+
 LOSSES: dict[str, Callable[..., Loss]] = {
     "ce": CrossEntropy,
     "fl": FocalLoss,
     "gce": GeneralizedCrossEntropy,
+    "mae": MeanAbsoluteError,
+    "rce": ReverseCrossEntropy,
+    "nce": NormalizedCrossEntropy,
+    "nfl": NormalizedFocalLoss,
+    "phuber_ce": PartiallyHuberisedCrossEntropy,
+    "sce": partial(WeightedSum, cross_entropy, reverse_cross_entropy),
+    "apl": partial(WeightedSum, normalized_cross_entropy, mean_absolute_error),
+    "nce_rce": partial(WeightedSum, normalized_cross_entropy, reverse_cross_entropy),
+    "nfl_rce": partial(WeightedSum, normalized_focal_loss, reverse_cross_entropy),
 }
 
 

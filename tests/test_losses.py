@@ -1,5 +1,7 @@
 """Losses against their formulas in float64, their limits, and the paper's theory on them."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -15,14 +17,43 @@ from lnlsr_lib.losses import (
     cross_entropy,
     focal_loss,
     generalized_cross_entropy,
+    mean_absolute_error,
+    normalized_cross_entropy,
+    normalized_focal_loss,
+    partially_huberised_cross_entropy,
 )
 from lnlsr_lib.noise import symmetric_transition
 
-# L as a function of u_y, written out from the papers.
+
+def focal(u, gamma):
+    return -((1 - u) ** gamma) * torch.log(u)
+
+
+def huberised(u, t):
+    return torch.where(u > 1 / t, -torch.log(u), -t * (u - 1 / t) + math.log(t))
+
+
+A = math.log(1e-4)
+# L as a function of u (N, K) and of u_y (N,), written out from the papers.
 FORMULAS = {
-    "ce": lambda u: -torch.log(u),
-    "fl": lambda u, gamma=0.5: -((1 - u) ** gamma) * torch.log(u),
-    "gce": lambda u, q=0.7: (1 - u**q) / q,
+    "ce": lambda u, v: -torch.log(v),
+    "fl": lambda u, v, gamma=0.5: focal(v, gamma),
+    "gce": lambda u, v, q=0.7: (1 - v**q) / q,
+    "mae": lambda u, v: (u.sum(dim=1) - v) + (1 - v),
+    "rce": lambda u, v: -A * (u.sum(dim=1) - v),
+    "nce": lambda u, v: torch.log(v) / torch.log(u).sum(dim=1),
+    "nfl": lambda u, v, gamma=0.5: focal(v, gamma) / focal(u, gamma).sum(dim=1),
+    "phuber_ce": lambda u, v, t=10.0: huberised(v, t),
+    "sce": lambda u, v, alpha=1.0, beta=1.0: -alpha * torch.log(v) - beta * A * (1 - v),
+    "apl": lambda u, v, alpha=1.0, beta=1.0: (
+        alpha * torch.log(v) / torch.log(u).sum(dim=1) + beta * 2 * (1 - v)
+    ),
+    "nce_rce": lambda u, v, alpha=1.0, beta=1.0: (
+        alpha * torch.log(v) / torch.log(u).sum(dim=1) - beta * A * (1 - v)
+    ),
+    "nfl_rce": lambda u, v, alpha=1.0, beta=1.0: (
+        alpha * focal(v, 0.5) / focal(u, 0.5).sum(dim=1) - beta * A * (1 - v)
+    ),
 }
 CASES = [
     ("ce", {}),
@@ -32,7 +63,28 @@ CASES = [
     ("gce", {"q": 0.7}),
     ("gce", {"q": 0.01}),
     ("gce", {"q": 1.0}),
+    ("mae", {}),
+    ("rce", {}),
+    ("nce", {}),
+    ("nfl", {"gamma": 0.5}),
+    ("nfl", {"gamma": 2.0}),
+    ("phuber_ce", {"t": 2.0}),
+    ("phuber_ce", {"t": 10.0}),
+    ("sce", {"alpha": 0.1, "beta": 1.0}),
+    ("apl", {"alpha": 10.0, "beta": 1.0}),
+    ("nce_rce", {"alpha": 1.0, "beta": 0.1}),
+    ("nfl_rce", {"alpha": 1.0, "beta": 0.1}),
 ]
+# Of these, the ones that satisfy the symmetric condition (eq. 2) for every output, and their C.
+SYMMETRIC = {
+    "mae": lambda k: 2 * (k - 1),
+    "rce": lambda k: -A * (k - 1),
+    "nce": lambda k: 1,
+    "nfl": lambda k: 1,
+    "apl": lambda k: 1 + 2 * (k - 1),
+    "nce_rce": lambda k: 1 - A * (k - 1),
+    "nfl_rce": lambda k: 1 - A * (k - 1),
+}
 
 
 def test_every_loss_has_its_formula_here():
@@ -50,7 +102,7 @@ def directly(name, logits, labels, params):
     """The formula on u = exp(z) / sum(exp(z)), in float64."""
     exponentials = logits.double().exp()
     u = exponentials / exponentials.sum(dim=1, keepdim=True)
-    return FORMULAS[name](u[torch.arange(len(labels)), labels], **params)
+    return FORMULAS[name](u, u[torch.arange(len(labels)), labels], **params)
 
 
 @pytest.mark.parametrize("k", [2, 10, 100])
@@ -64,7 +116,9 @@ def test_values_and_gradients_equal_the_formula(name, params, dtype, rtol, k):
     loss = build_loss(name, reduction="none", **params)(logits, labels)
     expected = directly(name, exact, labels, params)
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    torch.testing.assert_close(loss.double(), expected, rtol=min(rtol, 2e-5), atol=rtol * 1e-2)
+    torch.testing.assert_close(
+        loss.double(), expected, rtol=(tight := min(rtol, 2e-5)), atol=tight * 0.1
+    )
     loss.sum().backward()
     expected.sum().backward()
     assert logits.grad.dtype == dtype
@@ -120,11 +174,28 @@ def value_and_gradient(function, logits):
         (lambda z, y: generalized_cross_entropy(z, y, 1e-7), cross_entropy, 1e-5),
         (
             lambda z, y: generalized_cross_entropy(z, y, 1.0),
-            lambda z, y: 1 - z.softmax(dim=1)[torch.arange(len(y)), y],
+            lambda z, y: mean_absolute_error(z, y) / 2,
             1e-5,
         ),
+        (lambda z, y: normalized_focal_loss(z, y, 0.0), normalized_cross_entropy, 0.0),
+        (lambda z, y: partially_huberised_cross_entropy(z, y, 1e30), cross_entropy, 0.0),
+        (lambda z, y: build_loss("sce", beta=0.0, reduction="none")(z, y), cross_entropy, 0.0),
+        (
+            lambda z, y: build_loss("apl", alpha=0.0, reduction="none")(z, y),
+            mean_absolute_error,
+            0.0,
+        ),
     ],
-    ids=["FL gamma=0 is CE", "FL gamma->0 is CE", "GCE q->0 is CE", "GCE q=1 is 1-u_y"],
+    ids=[
+        "FL gamma=0 is CE",
+        "FL gamma->0 is CE",
+        "GCE q->0 is CE",
+        "GCE q=1 is MAE/2",
+        "NFL gamma=0 is NCE",
+        "PHuber-CE t->inf is CE",
+        "SCE beta=0 is CE",
+        "APL alpha=0 is MAE",
+    ],
 )
 def test_limits_with_their_gradients(limit, target, rtol, dtype):
     logits, labels = draw(n=64, dtype=dtype)
@@ -147,16 +218,28 @@ def test_finite_where_the_target_probability_is_exactly_zero_or_one(name, params
     value, gradient = value_and_gradient(
         lambda z: build_loss(name, reduction="none", **params)(z, labels), logits
     )
-    at_zero = 1 / params["q"] if name == "gce" else 4096.0
-    if (name, params.get("q")) == ("gce", 0.01):
-        assert 0 < value[0] <= 100
-    else:
-        assert value[0].item() == pytest.approx(at_zero, rel=1e-6)
-    assert value[1].item() == 0.0
+    assert value.isfinite().all()
     assert gradient.isfinite().all()
+    # At u_y = 1 every loss of the paper is 0 and at rest.
+    assert value[1].item() == 0.0
     assert gradient[1].abs().max().item() == 0.0
-    if name != "gce":  # CE and FL are -log u_y there: the gradient is u - onehot(y)
+    if name in ("ce", "fl"):  # -log u_y there: the gradient is u - onehot(y)
+        assert value[0].item() == pytest.approx(4096.0, rel=1e-6)
         assert gradient[0, :2].tolist() == pytest.approx([1.0, -1.0])
+    elif "gce" in name:
+        assert 0 < value[0] <= 1 / params["q"]
+    elif name == "phuber_ce":
+        assert value[0].item() == pytest.approx(1 + math.log(params["t"]), rel=1e-6)
+
+
+@pytest.mark.parametrize("t", [2.0, 10.0])
+def test_phuber_ce_meets_its_tangent_smoothly_and_is_never_steeper_than_t(t):
+    u = torch.linspace(0.001, 0.999, 999, dtype=torch.float64).requires_grad_()
+    logits = torch.stack([u.log(), (1 - u).log()], dim=1)
+    labels = torch.zeros(len(u), dtype=torch.int64)
+    partially_huberised_cross_entropy(logits, labels, t).sum().backward()
+    expected = -torch.minimum(1 / u.detach(), torch.tensor(t, dtype=torch.float64))
+    torch.testing.assert_close(u.grad, expected)
 
 
 @pytest.mark.parametrize(("name", "params"), CASES)
@@ -181,6 +264,22 @@ def test_bad_gamma_is_refused(gamma):
         FocalLoss(gamma)
     with pytest.raises(ValueError, match=r"gamma must be in \[0, inf\)"):
         focal_loss(logits, labels, gamma)
+
+
+@pytest.mark.parametrize("t", [1.0, 0.5, -2.0, float("nan")])
+def test_bad_t_is_refused(t):
+    logits, labels = draw()
+    with pytest.raises(ValueError, match=r"t must be in \(1, inf\)"):
+        build_loss("phuber_ce", t=t)
+    with pytest.raises(ValueError, match=r"t must be in \(1, inf\)"):
+        partially_huberised_cross_entropy(logits, labels, t)
+
+
+@pytest.mark.parametrize("name", ["sce", "apl", "nce_rce", "nfl_rce"])
+@pytest.mark.parametrize("weight", ["alpha", "beta"])
+def test_bad_weights_of_a_sum_are_refused(name, weight):
+    with pytest.raises(ValueError, match=rf"{weight} must be in \[0, inf\)"):
+        build_loss(name, **{weight: -1.0})
 
 
 @pytest.mark.parametrize("q", [0.0, -0.7, 1.01, float("nan")])
@@ -218,6 +317,11 @@ def restricted_networks(draw):
     return torch.stack([v[order] for order in orders]), torch.tensor(labels), v
 
 
+def formula_over_classes(name, v):
+    """L(v, k) for every class k by the formula, (K,)."""
+    return FORMULAS[name](v.expand(len(v), -1), v)
+
+
 def losses_of_every_class(loss, u):
     """L(u, k) for each sample and class, (N, K)."""
     n, k = u.shape
@@ -230,7 +334,7 @@ def test_lemma_1_restricted_outputs_make_any_loss_symmetric(name, network):
     u, _, v = network
     loss = build_loss(name, reduction="none")
     sums = losses_of_every_class(loss, u).sum(dim=1)  # (N,)
-    constant = FORMULAS[name](v).sum()
+    constant = formula_over_classes(name, v).sum()
     torch.testing.assert_close(sums, constant.expand_as(sums), rtol=1e-9, atol=1e-9)
 
 
@@ -242,14 +346,22 @@ def test_theorem_1_noisy_risk_is_affine_in_the_clean_risk(name, network, rate):
     each = losses_of_every_class(build_loss(name, reduction="none"), u)  # (N, K)
     clean = each[torch.arange(len(labels)), labels].mean()
     noisy = (symmetric_transition(k, rate)[labels] * each).sum(dim=1).mean()
-    constant = FORMULAS[name](v).sum()
+    constant = formula_over_classes(name, v).sum()
     expected = (1 - rate * k / (k - 1)) * clean + rate * constant / (k - 1)
     torch.testing.assert_close(noisy, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_outside_the_restriction_these_losses_are_not_symmetric(name):
-    """Otherwise the two tests above would show nothing."""
-    u = torch.tensor([[0.8, 0.1, 0.1], [0.4, 0.3, 0.3]], dtype=torch.float64)
+@given(u=outputs)
+def test_the_symmetric_condition_holds_for_every_output_just_where_it_should(name, u):
+    sums = losses_of_every_class(build_loss(name, reduction="none"), u[None]).sum()
+    if name in SYMMETRIC:
+        assert sums.item() == pytest.approx(SYMMETRIC[name](len(u)), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - set(SYMMETRIC)))
+def test_outside_the_restriction_the_others_are_not_symmetric(name):
+    """Otherwise Lemma 1 and Theorem 1 would show nothing on them."""
+    u = torch.tensor([[0.98, 0.01, 0.01], [0.4, 0.3, 0.3]], dtype=torch.float64)
     sums = losses_of_every_class(build_loss(name, reduction="none"), u).sum(dim=1)
     assert abs(sums[0] - sums[1]) > 0.1
