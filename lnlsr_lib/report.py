@@ -54,7 +54,7 @@ def comparison(runs: Sequence[StoredRun]) -> pd.DataFrame:
     for run in runs:
         key = (run.spec.dataset, run.spec.noise, run.spec.noise_rate, run.spec.method)
         groups.setdefault(key, []).append(run)
-    rows = []
+    rows: list[dict[str, object]] = []
     for (dataset, noise, rate, method), group in groups.items():
         final = pd.Series([run.final_accuracy for run in group])
         best = pd.Series([run.best_accuracy for run in group])
@@ -73,7 +73,12 @@ def comparison(runs: Sequence[StoredRun]) -> pd.DataFrame:
                 "verdict": said,
             }
         )
-    return pd.DataFrame(rows).set_index("method")
+    return _by_method(rows)
+
+
+def _by_method(rows: list[dict[str, object]]) -> pd.DataFrame:
+    """A table with one row a method; "method" heads the column of row names."""
+    return pd.DataFrame(rows).set_index("method").rename_axis(index=None, columns="method")
 
 
 def _mean_std(values: pd.Series) -> str:
@@ -152,14 +157,18 @@ def precisions(runs: Mapping[str, Sequence[StoredRun]]) -> pd.DataFrame:
     specs = [[run.spec for run in group] for group in runs.values()]
     if any(other != specs[0] for other in specs[1:]):
         raise ValueError("every precision must have runs of the same specs, in the same order")
-    rows = []
+    rows: list[dict[str, object]] = []
     for i, spec in enumerate(specs[0]):
-        row = {"method": METHODS[spec.method], "seed": str(spec.seed), "profile": spec.profile}
+        row: dict[str, object] = {
+            "method": METHODS[spec.method],
+            "seed": str(spec.seed),
+            "profile": spec.profile,
+        }
         for name, group in runs.items():
             row[f"{name}, last epoch"] = f"{group[i].final_accuracy:.2f}"
             row[f"{name}, time"] = _duration(group[i].provenance["seconds"])
         rows.append(row)
-    return pd.DataFrame(rows).set_index("method")
+    return _by_method(rows)
 
 
 def _duration(seconds: float) -> str:
