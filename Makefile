@@ -29,8 +29,9 @@ notebooks: $(READY)  ## execute every notebook with papermill, into book/noteboo
 	done
 
 book: notebooks  ## regenerate every figure and table, and build the book
-	rm -rf book/results
-	$(BIN)/python -c "import shutil; shutil.copytree('results', 'book/results', ignore=shutil.ignore_patterns('runs', '.partial'))"
+	rm -rf book/_vendor && mkdir -p book/_vendor/notebooks
+	cp $(NOTEBOOKS) book/_vendor/notebooks/
+	$(BIN)/python -c "import shutil; shutil.copytree('results', 'book/_vendor/results', ignore=shutil.ignore_patterns('runs', '.partial'))"
 	$(BIN)/python book/vendor_mathjax.py
 	$(BIN)/jupyter-book build --all -W -n --keep-going book
 	@echo "The book: book/_build/html/index.html"
@@ -51,6 +52,6 @@ format: $(READY)  ## mend style, and strip the notebooks' outputs
 	$(BIN)/nbstripout $(NOTEBOOKS)
 
 clean:  ## remove what the other targets made, but for results/
-	rm -rf $(VENV) book/_build book/notebooks book/results book/_vendor *.egg-info build
+	rm -rf $(VENV) book/_build book/notebooks book/_vendor *.egg-info build
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
