@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from lnlsr_lib.data import DATASETS, DataError, data_folder, load_dataset
 from lnlsr_lib.experiments import EXPERIMENTS, experiment_specs
 from lnlsr_lib.protocol import PROFILES
-from lnlsr_lib.store import Store, StoreError, code_version
+from lnlsr_lib.store import Store, StoreError
 from lnlsr_lib.sweep import run_all
 from lnlsr_lib.trainer import DivergedError
 
@@ -32,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Learning with noisy labels via sparse regularisation: train, store, look up.",
         epilog="First look: 'lnlsr run fig3 --profile smoke' (seconds), then 'lnlsr status'.",
     )
-    parser.add_argument("--version", action="version", version=str(code_version()["lnlsr"]))
+    parser.add_argument("--version", action="version", version=version("lnlsr"))
     parser.add_argument(
         "--results", type=Path, help="results folder (default: $LNLSR_RESULTS, else results/)"
     )

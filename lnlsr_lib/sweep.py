@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -63,10 +64,10 @@ def run_one(
             disable=not progress,
         ) as bar:
 
-            def on_epoch(state: dict[str, object]) -> None:
+            def on_epoch(state: dict[str, Any]) -> None:
                 if state["epoch"] != spec.epochs:
                     store.save_checkpoint(spec, resolved, state)
-                accuracy = state["history"]["test_accuracy"][-1]  # type: ignore[index]
+                accuracy = state["history"]["test_accuracy"][-1]
                 bar.set_postfix_str(f"epoch {state['epoch']}/{spec.epochs}, test {accuracy:.2f}%")
 
             result = train(
