@@ -41,10 +41,10 @@ LOSS_PARAMS: dict[str, dict[str, dict[str, float]]] = {
     "mnist": {
         "ce": {},
         "fl": {"gamma": 0.5},  # C
-        "gce": {"q": 0.7},  # C
+        "gce": {"q": 0.7, "floor": 1e-7},  # C
         "ce_sr": {},
         "fl_sr": {"gamma": 0.5},  # C
-        "gce_sr": {"q": 0.01},  # C
+        "gce_sr": {"q": 0.01, "floor": 1e-7},  # C
     },
 }
 

@@ -38,7 +38,7 @@ A = math.log(1e-4)
 FORMULAS = {
     "ce": lambda u, v: -torch.log(v),
     "fl": lambda u, v, gamma=0.5: focal(v, gamma),
-    "gce": lambda u, v, q=0.7: (1 - v**q) / q,
+    "gce": lambda u, v, q=0.7, floor=0.0: (1 - v.clamp_min(floor) ** q) / q,
     "mae": lambda u, v: (u.sum(dim=1) - v) + (1 - v),
     "rce": lambda u, v: -A * (u.sum(dim=1) - v),
     "nce": lambda u, v: torch.log(v) / torch.log(u).sum(dim=1),
@@ -63,6 +63,7 @@ CASES = [
     ("gce", {"q": 0.7}),
     ("gce", {"q": 0.01}),
     ("gce", {"q": 1.0}),
+    ("gce", {"q": 0.01, "floor": 0.05}),
     ("mae", {}),
     ("rce", {}),
     ("nce", {}),
@@ -288,6 +289,26 @@ def test_bad_q_is_refused(q):
         GeneralizedCrossEntropy(q)
     with pytest.raises(ValueError, match=r"q must be in \(0, 1\]"):
         generalized_cross_entropy(logits, labels, q)
+
+
+@pytest.mark.parametrize("floor", [-1e-7, 1.01, float("nan")])
+def test_a_bad_floor_is_refused(floor):
+    logits, labels = draw()
+    with pytest.raises(ValueError, match=r"floor must be in \[0, 1\]"):
+        GeneralizedCrossEntropy(floor=floor)
+    with pytest.raises(ValueError, match=r"floor must be in \[0, 1\]"):
+        generalized_cross_entropy(logits, labels, floor=floor)
+
+
+def test_below_the_floor_gce_has_no_gradient():
+    """u_y is 4e-9, then 5e-5: the floor of 1e-7 lies between."""
+    logits = torch.tensor([[20.0, 0.0], [10.0, 0.0]], requires_grad=True)
+    labels = torch.tensor([1, 1])
+    generalized_cross_entropy(logits, labels, 0.01, 1e-7).sum().backward()
+    assert (logits.grad[0] == 0).all()
+    assert logits.grad[1].abs().min() > 0.5
+    (plain,) = torch.autograd.grad(generalized_cross_entropy(logits, labels, 0.01).sum(), logits)
+    assert plain[0].abs().min() > 0.5
 
 
 def test_unknown_losses_parameters_and_reductions_are_refused():

@@ -50,10 +50,10 @@ def test_mnist_is_the_papers():
     [
         ("ce", {}, None),
         ("fl", {"gamma": 0.5}, None),
-        ("gce", {"q": 0.7}, None),
+        ("gce", {"q": 0.7, "floor": 1e-7}, None),
         ("ce_sr", {}, (0.1, 0.1, 4, 2, 5, False)),
         ("fl_sr", {"gamma": 0.5}, (0.1, 0.1, 4, 2, 5, False)),
-        ("gce_sr", {"q": 0.01}, (0.5, 0.1, 3, 2, 5, False)),
+        ("gce_sr", {"q": 0.01, "floor": 1e-7}, (0.5, 0.1, 3, 2, 5, False)),
     ],
 )
 def test_mnist_hyper_parameters_are_the_papers(method, params, sr):
