@@ -7,25 +7,41 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
+import re
 import shutil
 import subprocess
 import tarfile
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import platformdirs
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from lnlsr_lib.checks import check_labels
 
-__all__ = ["DATASETS", "DataError", "Dataset", "balanced_subset", "data_folder", "load_dataset"]
+__all__ = [
+    "DATASETS",
+    "HUMAN_LABELS",
+    "DataError",
+    "Dataset",
+    "balanced_subset",
+    "data_folder",
+    "load_dataset",
+    "load_human_labels",
+]
 
 
 class DataError(RuntimeError):
@@ -100,6 +116,9 @@ def balanced_subset(labels: Tensor, size: int, generator: torch.Generator) -> Te
     return torch.cat(chosen).sort().values
 
 
+# What reading a file, a gzip or a zip may raise where its bytes are not what they should be.
+UNREADABLE = (OSError, EOFError, zlib.error, zipfile.BadZipFile)
+
 # --- MNIST ---------------------------------------------------------------------------------------
 
 # MD5 of the files as they are uncompressed. Source: the files of LeCun et al., as torchvision's
@@ -128,7 +147,7 @@ def _read_verified(path: Path, md5: str) -> bytes:
         raw = path.read_bytes()
         if path.suffix == ".gz":
             raw = gzip.decompress(raw)
-    except (OSError, EOFError, zlib.error) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} cannot be read ({error}); delete it and try again") from error
     found = hashlib.md5(raw, usedforsecurity=False).hexdigest()
     if found != md5:
@@ -242,6 +261,219 @@ def load_mnist(folder: Path) -> Dataset:
     )
 
 
+# --- CIFAR ---------------------------------------------------------------------------------------
+
+# Title, classes in the order of their ids, mean, std. Source of mean and std: the authors' code.
+CIFAR = {
+    "cifar10": (
+        "CIFAR-10",
+        "airplane automobile bird cat deer dog frog horse ship truck",
+        (0.49140, 0.48216, 0.44653),
+        (0.24703, 0.24349, 0.26159),
+    ),
+    "cifar100": (
+        "CIFAR-100",
+        "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus "
+        "butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach "
+        "couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house "
+        "kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle "
+        "mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck "
+        "pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal "
+        "shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper "
+        "table tank telephone television tiger tractor train trout tulip turtle wardrobe whale "
+        "willow_tree wolf woman worm",
+        (0.5071, 0.4865, 0.4409),
+        (0.2673, 0.2564, 0.2762),
+    ),
+}
+CIFAR_SIZES = {"train": 50_000, "test": 10_000}
+# Split, class and number; or name, where the images are not numbered. Hidden files do not match.
+IMAGE_PATH = re.compile(r"(?:[^/]+/)?(train|test)/([^/]+)/([^/.][^/]*?)(?:\.[^/.]*)?")
+
+
+def _files(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
+    """The names of the files in a folder or a zip, and what reads one of them."""
+    if path.is_dir():
+        names = [file.relative_to(path).as_posix() for file in path.glob("*/*/*")]
+        return names, lambda name: (path / name).read_bytes()
+    archive = zipfile.ZipFile(path)  # closed with its last reader
+    return archive.namelist(), archive.read
+
+
+def _decode(read: Callable[[str], bytes], names: list[str], title: str) -> Tensor:
+    """The named images, uint8 (N, 3, 32, 32)."""
+    images = np.empty((len(names), 3, 32, 32), np.uint8)
+    for number, name in enumerate(tqdm(names, title, delay=3, disable=None)):
+        try:
+            pixels = np.array(Image.open(io.BytesIO(read(name))).convert("RGB"))  # (H, W, 3)
+            if pixels.shape != (32, 32, 3):
+                raise ValueError(f"it is of {pixels.shape[1]}x{pixels.shape[0]} pixels")
+        except Exception as error:  # given any bytes, decoders raise anything
+            raise DataError(f"{name} is no whole image of 32x32 pixels: {error}") from error
+        images[number] = pixels.transpose(2, 0, 1)
+    return torch.from_numpy(images)
+
+
+def _read_images(path: Path, title: str, classes: list[str]) -> tuple[list[Tensor], str]:
+    """Train images and labels, test images and labels; and what kind of copy they are.
+
+    Hidden files are passed over, and in a zip one folder may lie above. Images of a split that are
+    called 0 to N - 1, each once, are put in that order; others are sorted by class and name.
+    """
+    tensors: list[Tensor] = []
+    try:
+        files, read = _files(path)
+        images = [match for file in sorted(files) if (match := IMAGE_PATH.fullmatch(file))]
+        strange = {match[2] for match in images} ^ set(classes)
+        if strange:
+            raise DataError(
+                "its folders should be train/<class> and test/<class>, the classes "
+                f"{', '.join(classes)}; missing or unknown: {', '.join(sorted(strange))}"
+            )
+        lossy = any(match.string.lower().endswith((".jpg", ".jpeg")) for match in images)
+        kind = "JPEG copy" if lossy else "unverified copy"
+        for split, size in CIFAR_SIZES.items():
+            part = [match for match in images if match[1] == split]
+            if len(part) != size:
+                raise DataError(f"it has {len(part)} {split} images, and should have {size}")
+            numbers = [int(match[3]) if match[3].isdecimal() else -1 for match in part]
+            if sorted(numbers) == list(range(size)):
+                part = [part[i] for i in np.argsort(numbers)]
+            elif split == "train":
+                kind += ", sorted by class and name"
+            tensors.append(_decode(read, [match.string for match in part], f"{title}, {split}"))
+            tensors.append(torch.tensor([classes.index(match[2]) for match in part]))
+    except (*UNREADABLE, DataError) as error:
+        raise DataError(f"{path} cannot be used: {error}") from error
+    return tensors, kind
+
+
+def load_cifar(folder: Path, name: str) -> Dataset:
+    """CIFAR-10 or CIFAR-100: 50,000 train and 10,000 test images, (3, 32, 32).
+
+    Sources in order: torchvision's files, packed or not, in ``folder/name`` or in ``folder``;
+    images as ``train/<class>/<image>`` and ``test/<class>/<image>`` in ``folder/name``, or in the
+    one zip there; torchvision's download. Torchvision's files alone are verified. ``origin`` tells
+    them apart, and says so where the training images are not numbered as in the original: then
+    they are sorted by class and name.
+
+    Raises:
+        DataError: it is nowhere to be had, or what is there is not whole.
+    """
+    from torchvision import datasets
+
+    title, words, mean, std = CIFAR[name]
+    classes, place, official = words.split(), folder / name, getattr(datasets, name.upper())
+    packed = (official.base_folder, official.filename)
+    roots = [r for r in (place, folder) if any((r / file).exists() for file in packed)]
+    trees = [place] if (place / "train").is_dir() else sorted(place.glob("*.zip"))
+    if not roots and len(trees) > 1:
+        raise DataError(f"one zip is expected in {place}, there are {len(trees)}")
+    if not roots and trees:
+        tensors, kind = _read_images(trees[0], title, classes)
+    else:
+        try:
+            if not roots:
+                roots = [place]
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
+                    official(scratch, download=True)
+                    place.mkdir(exist_ok=True)
+                    os.replace(Path(scratch) / packed[0], place / packed[0])
+            parts = [official(roots[0], train=train, download=True) for train in (True, False)]
+        except Exception as error:
+            raise DataError(
+                f"{title} is not whole in {roots[0]} and torchvision could not fetch it ({error})."
+                f"\nThree ways out: (1) put {packed[1]} into {place}, or its images there as "
+                "train/<class>/<image> and test/<class>/<image>, or a zip of them; (2) name in "
+                f"LNLSR_DATA a folder that has them in {name}; (3) go online."
+            ) from error
+        kind, tensors = "verified by MD5", []
+        for part in parts:
+            tensors.append(torch.from_numpy(part.data).permute(0, 3, 1, 2))
+            tensors.append(torch.tensor(part.targets))
+    fields: Any = (name, *tensors, len(classes), mean, std, f"{title} ({kind})")
+    return Dataset(*fields)
+
+
+# --- CIFAR-N: labels that people gave ------------------------------------------------------------
+
+# Kinds of labels, and what each is called in the published files.
+HUMAN_LABELS = {
+    "cifar10": {
+        "aggregate": "aggre_label",
+        "random1": "random_label1",
+        "random2": "random_label2",
+        "random3": "random_label3",
+        "worse": "worse_label",
+    },
+    "cifar100": {"noisy": "noisy_label"},
+}
+
+
+def _read_arrays(path: Path) -> dict[str, Any]:
+    """The arrays by name in an ``.npz``, or in a file that ``torch.save`` wrote; runs no code."""
+    if path.suffix == ".npz":
+        with path.open("rb") as file, np.load(file) as arrays:
+            return dict(arrays)
+    rebuild: Any = np.empty(0).__reduce__()[0]
+    allowed: list[Any] = [np.ndarray, np.dtype]
+    allowed += [(rebuild, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    allowed += [type(np.dtype(name)) for name in ("uint8", "int32", "int64")]
+    with torch.serialization.safe_globals(allowed):
+        return dict(torch.load(path, weights_only=True))
+
+
+def load_human_labels(
+    kind: str, dataset: str, true_labels: Tensor, source: Path | str | None = None
+) -> Tensor:
+    """CIFAR-10N or CIFAR-100N: the labels that people gave the training set.
+
+    Of Wei et al., "Learning with Noisy Labels Revisited" (ICLR 2022), CC BY-NC 4.0. The file has
+    true labels too; they must equal the data set's, so the images are known to be in its order.
+
+    Args:
+        kind: a key of ``HUMAN_LABELS[dataset]``: "aggregate", "random1" to "random3" or "worse" for
+            CIFAR-10, "noisy" for CIFAR-100.
+        dataset: "cifar10" or "cifar100".
+        true_labels: of the whole training set, (N,), int64.
+        source: the file, ``.npz`` or, as published, ``.pt``; or the folder that has it in
+            ``cifar10`` (``cifar100``) as ``CIFAR-10_human.pt`` (``CIFAR-100_human.pt``) or
+            ``cifar10n_human_labels.npz`` (``cifar100n_...``). :func:`data_folder` by default.
+
+    Returns:
+        (N,), int64.
+
+    Raises:
+        ValueError: an unknown kind or data set.
+        DataError: the file is missing or corrupt, or not of this data set in this order.
+    """
+    if kind not in HUMAN_LABELS.get(dataset, {}):
+        known = "; ".join(f"{name}: {', '.join(kinds)}" for name, kinds in HUMAN_LABELS.items())
+        raise ValueError(f"no human labels {kind!r} of {dataset!r}; there are {known}")
+    title, words, *_ = CIFAR[dataset]
+    check_labels(true_labels, len(words.split()))
+    place = data_folder() if source is None else Path(source)
+    files = (f"{dataset}n_human_labels.npz", f"{title}_human.pt")
+    path = next((p for p in (place, *(place / dataset / f for f in files)) if p.is_file()), None)
+    if path is None:
+        raise DataError(f"neither {files[0]} nor {files[1]} is in {place / dataset}")
+    try:
+        arrays, read = _read_arrays(path), []
+        for key in ("clean_label", HUMAN_LABELS[dataset][kind]):
+            read.append(torch.from_numpy(arrays[key].astype(np.int64, casting="safe")))
+            check_labels(read[-1], len(words.split()), len(true_labels))
+    except Exception as error:
+        raise DataError(f"{path} does not hold these labels of {title}: {error!r}") from error
+    wrong = (read[0] != true_labels).nonzero().flatten().tolist()
+    if wrong:
+        raise DataError(
+            f"clean_label in {path} is not the data set's label at {len(wrong)} of "
+            f"{len(true_labels)} images, first at {wrong[0]}: another order or another data set"
+        )
+    return read[1]
+
+
 # --- digits --------------------------------------------------------------------------------------
 
 
@@ -276,7 +508,12 @@ def load_digits(folder: Path | None = None) -> Dataset:
     )
 
 
-DATASETS: dict[str, Callable[[Path], Dataset]] = {"mnist": load_mnist, "digits": load_digits}
+DATASETS: dict[str, Callable[[Path], Dataset]] = {
+    "mnist": load_mnist,
+    "digits": load_digits,
+    "cifar10": partial(load_cifar, name="cifar10"),
+    "cifar100": partial(load_cifar, name="cifar100"),
+}
 
 
 def load_dataset(name: str, folder: Path | str | None = None) -> Dataset:

@@ -11,6 +11,7 @@ FLOORS = [
     ["checks"],
     ["losses", "regularization", "noise", "models", "augment", "paper"],
     ["data", "spec"],
+    ["webvision"],
     ["protocol", "trainer"],
     ["store"],
     ["sweep", "experiments"],

