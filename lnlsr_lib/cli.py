@@ -1,4 +1,4 @@
-"""The command line: ``lnlsr status``, ``lnlsr run``, ``lnlsr data``."""
+"""The command line: ``lnlsr run``, ``lnlsr status``, ``lnlsr estimate``, ``lnlsr data``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from lnlsr_lib.cost import duration, estimate, images_of
 from lnlsr_lib.data import DATASETS, DataError, data_folder, load_dataset
 from lnlsr_lib.experiments import EXPERIMENTS, experiment_specs
 from lnlsr_lib.protocol import PROFILES
@@ -50,21 +51,34 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Examples: 'lnlsr run fig3 --profile smoke'; "
         "'lnlsr run fig3 --profile paper --seeds 1-3'.",
     )
-    run.add_argument("experiment", choices=EXPERIMENTS, metavar="EXPERIMENT", help=names)
-    run.add_argument(
-        "--profile",
-        choices=PROFILES,
-        required=True,
-        help="budget: paper = the paper's own; lite = 10,000 images and fewer epochs; "
-        "smoke = scikit-learn's digits, in seconds",
+    cost = commands.add_parser(
+        "estimate",
+        help="how long the missing runs of a figure or table would take",
+        description="Count the runs of a figure or table that are not stored yet, time a few steps "
+        "of each kind on this machine (under a minute a kind), and say how long they would take. "
+        "Nothing is stored.",
+        epilog="Examples: 'lnlsr estimate table1 --profile paper'; for a GPU that is not here, by "
+        "its peak rate (rough): 'lnlsr estimate table1 --profile paper --tflops 990'.",
     )
-    run.add_argument("--seeds", type=_seeds, default=[1], help=seeds_help)
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    run.add_argument(
-        "--precision",
-        choices=("auto", "float32", "bf16"),
-        default="auto",
-        help="auto = bf16 where the device has matrix units for it, else float32",
+    for command in (run, cost):
+        command.add_argument("experiment", choices=EXPERIMENTS, metavar="EXPERIMENT", help=names)
+        command.add_argument(
+            "--profile",
+            choices=PROFILES,
+            required=True,
+            help="budget: paper = the paper's own; lite = 10,000 images and fewer epochs; "
+            "smoke = scikit-learn's digits, in seconds",
+        )
+        command.add_argument("--seeds", type=_seeds, default=[1], help=seeds_help)
+        command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+        command.add_argument(
+            "--precision",
+            choices=("auto", "float32", "bf16"),
+            default="auto",
+            help="auto = bf16 where the device has matrix units for it, else float32",
+        )
+    cost.add_argument(
+        "--tflops", type=float, help="peak rate of another device, in 1e12 operations a second"
     )
     run.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -89,6 +103,22 @@ def _run(args: argparse.Namespace, store: Store) -> None:
             f"{run.spec.id}  final {run.final_accuracy:6.2f}%  best {run.best_accuracy:6.2f}%  "
             f"{run.provenance['precision']}  {run.provenance['seconds']:.0f} s"
         )
+
+
+def _estimate(args: argparse.Namespace, store: Store) -> None:
+    specs = experiment_specs(args.experiment, args.profile, args.seeds)
+    missing = store.missing(specs, None if args.precision == "auto" else args.precision)
+    print(f"{len(missing)} of {len(specs)} runs are missing")
+    costs = estimate(missing, device=args.device, precision=args.precision, tflops=args.tflops)
+    for cost in costs:
+        spec = cost.spec
+        print(
+            f"  {cost.runs:4} x {spec.dataset}, {spec.model}, {images_of(spec)} images, "
+            f"{spec.epochs} epochs: {duration(cost.seconds)} each"
+        )
+    if costs:
+        where = "here" if args.tflops is None else f"at {args.tflops:g} TFLOP/s, roughly"
+        print(f"all of them, one after another, {where}: {duration(sum(c.total for c in costs))}")
 
 
 def _status(args: argparse.Namespace, store: Store) -> None:
@@ -120,7 +150,8 @@ def _data(args: argparse.Namespace, store: Store) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0, or 1 with one line on standard error."""
     args = _parser().parse_args(arguments)
-    command = {"run": _run, "status": _status, "data": _data}[args.command]
+    commands = {"run": _run, "status": _status, "estimate": _estimate, "data": _data}
+    command = commands[args.command]
     try:
         command(args, Store(args.results))
     except (DataError, StoreError, DivergedError, ValueError) as error:

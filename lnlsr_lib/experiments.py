@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lnlsr_lib.protocol import PROFILES, Profile, make_spec
 from lnlsr_lib.spec import RunSpec
@@ -11,29 +12,152 @@ from lnlsr_lib.store import Store
 
 __all__ = ["EXPERIMENTS", "Experiment", "best_profile", "experiment_specs"]
 
+Run = tuple[str, str, dict[str, Any]]  # data set, method, and what else make_spec takes
+
+COMPARED = ("ce", "fl", "gce", "sce", "nlnl", "apl", "ce_sr", "fl_sr", "gce_sr")
+PAIRS = ("ce", "ce_sr", "fl", "fl_sr", "gce", "gce_sr")
+CIFARS = ("cifar10", "cifar100")
+
 
 @dataclass(frozen=True)
 class Experiment:
-    """One figure or table: its title, and its runs for one profile and one seed."""
+    """One figure or table: its title, and its runs, whatever the profile and the seed."""
 
     title: str
-    specs: Callable[[Profile, int], list[RunSpec]]
+    runs: tuple[Run, ...]
+
+    def specs(self, profile: Profile, seed: int) -> list[RunSpec]:
+        """Its runs for one profile and one seed; where two sweeps meet, once."""
+        specs = (
+            make_spec(dataset, method, **more, profile=profile, seed=seed)
+            for dataset, method, more in self.runs
+        )
+        return list(dict.fromkeys(specs))
 
 
-def _fig3(profile: Profile, seed: int) -> list[RunSpec]:
-    methods = ("ce", "ce_sr", "fl", "fl_sr", "gce", "gce_sr")
-    return [make_spec("mnist", method, 0.8, profile=profile, seed=seed) for method in methods]
+def _noise(noise: str, *rates: float) -> list[dict[str, Any]]:
+    return [{"noise": noise if rate else "clean", "noise_rate": rate} for rate in rates]
 
 
-def _precision(profile: Profile, seed: int) -> list[RunSpec]:
-    return [
-        make_spec("mnist", method, 0.8, profile=profile, seed=seed) for method in ("ce", "ce_sr")
-    ]
+def _grid(
+    datasets: Iterable[str], methods: Iterable[str], conditions: Iterable[dict[str, Any]]
+) -> tuple[Run, ...]:
+    """Every method in every condition on every data set."""
+    methods, conditions = tuple(methods), tuple(conditions)
+    return tuple((d, m, condition) for d in datasets for condition in conditions for m in methods)
 
 
+def _sweep(method: str, **values: Sequence[float]) -> tuple[Run, ...]:
+    """CIFAR-10, symmetric 0.6, one parameter of SR after another over its values."""
+    return tuple(
+        ("cifar10", method, {"noise_rate": 0.6, "sr": {name: value}})
+        for name, several in values.items()
+        for value in several
+    )
+
+
+SYMMETRIC = _noise("symmetric", 0.0, 0.2, 0.4, 0.6, 0.8)
+MNIST_08 = _noise("symmetric", 0.8)
+IMBALANCE = [
+    {"imbalance": kind, "imbalance_ratio": ratio}
+    for kind in ("long-tailed", "step")
+    for ratio in (0.01, 0.1)
+]
+
+
+def _all_curves(dataset: str) -> tuple[Run, ...]:
+    """Figures 7, 8 and 9: all methods, clean, every symmetric and asymmetric rate."""
+    return _grid([dataset], COMPARED, SYMMETRIC + _noise("asymmetric", 0.1, 0.2, 0.3, 0.4))
+
+
+def _constant(method: str, weights: Sequence[float], **more: float) -> tuple[Run, ...]:
+    """CIFAR-10, symmetric 0.6: lambda constant through training, one run for each value."""
+    return tuple(
+        ("cifar10", method, {"noise_rate": 0.6, "sr": {"weight": weight, "growth": 1.0, **more}})
+        for weight in weights
+    )
+
+
+# Grids and conditions that the paper's text does not give are ours: those of figures 2, 4, 6 and
+# 10 to 12.
 EXPERIMENTS: dict[str, Experiment] = {
-    "fig3": Experiment("Figure 3: sparse rate and test accuracy, MNIST, symmetric 0.8", _fig3),
-    "precision": Experiment("bf16 beside float32, MNIST, symmetric 0.8", _precision),
+    "fig1": Experiment(
+        "Figure 1: features on MNIST, symmetric 0.8",
+        _grid(["mnist"], ("fl", "fl_sr", "gce", "gce_sr"), MNIST_08),
+    ),
+    "fig2": Experiment(
+        "Figure 2: lambda, CIFAR-10, symmetric 0.6",
+        _constant("ce_sr", (0, 1, 2, 5, 10, 20, 30)) + _constant("fl_sr", (0, 1, 2, 5, 10, 20, 30)),
+    ),
+    "fig3": Experiment(
+        "Figure 3: sparse rate and test accuracy, MNIST, symmetric 0.8",
+        _grid(["mnist"], PAIRS, MNIST_08),
+    ),
+    "fig4": Experiment(
+        "Figure 4: p and tau, CIFAR-10, symmetric 0.6",
+        _sweep("ce_sr", p=(0.01, 0.1, 0.3, 0.5, 0.7, 1.0), temperature=(0.1, 0.3, 0.5, 0.7, 1.0)),
+    ),
+    "fig5": Experiment(
+        "Figure 5: features on MNIST, CE and CE+SR",
+        _grid(["mnist"], ("ce", "ce_sr"), _noise("symmetric", 0.2, 0.4, 0.6, 0.8)),
+    ),
+    "fig6": Experiment(
+        "Figure 6: tau beside lambda, CIFAR-10, symmetric 0.6",
+        tuple(
+            run
+            for tau in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+            for run in _constant("ce_sr", (0, 1, 2, 5), temperature=tau)
+        ),
+    ),
+    "fig7": Experiment("Figure 7: test accuracy by epoch, MNIST", _all_curves("mnist")),
+    "fig8": Experiment("Figure 8: test accuracy by epoch, CIFAR-10", _all_curves("cifar10")),
+    "fig9": Experiment("Figure 9: test accuracy by epoch, CIFAR-100", _all_curves("cifar100")),
+    "fig10": Experiment(
+        "Figure 10: features on MNIST, asymmetric noise",
+        _grid(["mnist"], PAIRS, _noise("asymmetric", 0.4)),
+    ),
+    "fig11": Experiment(
+        "Figure 11: features on CIFAR-10, symmetric noise",
+        _grid(["cifar10"], PAIRS, _noise("symmetric", 0.4)),
+    ),
+    "fig12": Experiment(
+        "Figure 12: features on CIFAR-10, asymmetric noise",
+        _grid(["cifar10"], PAIRS, _noise("asymmetric", 0.4)),
+    ),
+    "table1": Experiment(
+        "Table 1: symmetric noise", _grid(("mnist", *CIFARS), COMPARED, SYMMETRIC)
+    ),
+    "table2": Experiment(
+        "Table 2: asymmetric noise",
+        _grid(("mnist", *CIFARS), COMPARED, _noise("asymmetric", 0.2, 0.3, 0.4)),
+    ),
+    "table3": Experiment(
+        "Table 3: WebVision",
+        _grid(["webvision"], ("ce", "fl", "sce", "apl", "ce_sr", "fl_sr"), [{}]),
+    ),
+    "table4": Experiment(
+        "Table 4: Co-teaching and PHuber-CE",
+        _grid(
+            CIFARS,
+            ("ce", "co_teaching", "phuber_ce", "ce_sr"),
+            _noise("symmetric", 0.6, 0.8) + _noise("asymmetric", 0.3, 0.4),
+        ),
+    ),
+    "table5": Experiment("Table 5: class imbalance", _grid(CIFARS, ("ce", "ce_sr"), IMBALANCE)),
+    "table6": Experiment(
+        "Table 6: asymmetric noise, all rates",
+        _grid(("mnist", *CIFARS), COMPARED, _noise("asymmetric", 0.1, 0.2, 0.3, 0.4)),
+    ),
+    "precision": Experiment(
+        "bf16 beside float32, MNIST, symmetric 0.8", _grid(["mnist"], ("ce", "ce_sr"), MNIST_08)
+    ),
+    "gce_floor": Experiment(
+        "GCE+SR without and with the floor of u_y, MNIST, symmetric 0.8",
+        tuple(
+            ("mnist", "gce_sr", {"noise_rate": 0.8, "loss_params": {"floor": floor}})
+            for floor in (0.0, 1e-7)
+        ),
+    ),
 }
 
 

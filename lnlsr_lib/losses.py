@@ -25,12 +25,14 @@ __all__ = [
     "GeneralizedCrossEntropy",
     "Loss",
     "MeanAbsoluteError",
+    "NegativeLearning",
     "NormalizedCrossEntropy",
     "NormalizedFocalLoss",
     "PartiallyHuberisedCrossEntropy",
     "ReverseCrossEntropy",
     "WeightedSum",
     "build_loss",
+    "co_teaching_loss",
     "cross_entropy",
     "focal_loss",
     "generalized_cross_entropy",
@@ -389,6 +391,135 @@ class WeightedSum(Loss):
         return self.alpha * self.first(logits, labels) + self.beta * self.second(logits, labels)
 
 
+class NegativeLearning(Loss):
+    """NLNL: learn from complementary labels, "not class k", then from the samples it trusts.
+
+    Each epoch every sample draws a complementary label k, uniform over the classes other than its
+    given label y. Three phases of a third of the epochs each, the split of the published code:
+
+    1. NL: every sample, L = -w_y log(1 - u_k);
+    2. SelNL: the same, on samples with mean u_y > 1/K;
+    3. SelPL: CE, L = -w_y log u_y, on samples with mean u_y > 1/2.
+
+    The mean of u_y is that of the sample's last ten visits; w_y is the size of the largest class
+    over that of y; 1 - u_k is clamped at 1e-5. The reduction "mean" is over the samples in use,
+    weighted by w_y in the third phase.
+
+    It has to be told of the samples, once: :meth:`attach`; of every epoch: :meth:`start_epoch`; and
+    it takes their indices: ``loss(logits, labels, index)``. Its state is in ``state_dict``.
+
+    Args:
+        phases: 3, or 1 for the first alone, as in the authors' code.
+        reduction: as for :class:`Loss`.
+
+    Raises:
+        ValueError: another number of phases.
+
+    Source: Kim et al., ICCV 2019, and its published code.
+    """
+
+    WINDOW = 10  # visits
+    CLAMP = 1e-5
+
+    def __init__(self, phases: int = 3, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        if phases not in (1, 3):
+            raise ValueError(f"phases must be 1 or 3, got {phases!r}")
+        self.phases = int(phases)
+        self.phase = 1
+        self.slot = 0
+        self.register_buffer("confidence", torch.zeros(self.WINDOW, 0))  # u_y, (visits, samples)
+        self.register_buffer("class_weight", torch.zeros(0))  # w, (K,)
+        self.register_buffer("complementary", torch.zeros(0, dtype=torch.int64), persistent=False)
+        self.confidence: Tensor
+        self.class_weight: Tensor
+        self.complementary: Tensor
+
+    def attach(self, labels: Tensor, num_classes: int) -> None:
+        """Make room for the samples' state.
+
+        Args:
+            labels: the given label of every training sample, (N,), int64.
+            num_classes: K >= 2.
+
+        Raises:
+            TypeError, ValueError: bad labels.
+        """
+        check_labels(labels, num_classes)
+        counts = labels.bincount(minlength=num_classes).float()
+        self.class_weight = counts.max() / counts.clamp_min(1)
+        self.confidence = torch.zeros(self.WINDOW, len(labels), device=labels.device)
+
+    def start_epoch(self, epoch: int, epochs: int, generator: torch.Generator) -> None:
+        """Choose the phase, and draw the complementary labels' distances from the given ones.
+
+        Args:
+            epoch: from 0.
+            epochs: all that will be trained.
+            generator: a CPU generator.
+
+        Raises:
+            RuntimeError: :meth:`attach` was not called.
+        """
+        if not self.confidence.shape[1]:
+            raise RuntimeError("attach(labels, num_classes) comes before the first epoch")
+        self.phase = 1 if self.phases == 1 else 1 + 3 * epoch // epochs
+        self.slot = epoch % self.WINDOW
+        shift = torch.randint(
+            1, len(self.class_weight), (self.confidence.shape[1],), generator=generator
+        )
+        self.complementary = shift.to(self.confidence.device)
+
+    def forward(  # type: ignore[override]
+        self, logits: Tensor, labels: Tensor, index: Tensor
+    ) -> Tensor:
+        log_u = _log_softmax(logits, labels)  # (N, K)
+        classes = log_u.shape[1]
+        weight = self.class_weight[labels].to(log_u.dtype)  # (N,)
+        trust = self.confidence[:, index].mean(dim=0)  # (N,)
+        if self.phase == 3:
+            used = (trust > 0.5).to(log_u.dtype)
+            loss, total = -weight * _at(log_u, labels), (weight * used).sum()
+        else:
+            used = (trust > (1 / classes if self.phase == 2 else -1.0)).to(log_u.dtype)
+            other = (labels + self.complementary[index]) % classes
+            miss = (-torch.expm1(_at(log_u, other))).clamp_min(self.CLAMP)
+            loss, total = -weight * miss.log(), used.sum()
+        if self.training:
+            self.confidence[self.slot, index] = _at(log_u, labels).detach().exp().float()
+        loss = loss * used
+        if self.reduction == "none":
+            return loss
+        return loss.sum() / total.clamp_min(1e-12) if self.reduction == "mean" else loss.sum()
+
+
+def co_teaching_loss(first: Tensor, second: Tensor, keep_rate: float) -> Tensor:
+    """Co-teaching: each network's mean loss on the samples that are easiest for the other.
+
+    Args:
+        first, second: the two networks' losses of the same samples, (N,), floating.
+        keep_rate: share of the samples that is kept, in [0, 1]; at least one is.
+
+    Returns:
+        The sum of the two means, a scalar; each network's gradient comes from its own part.
+
+    Raises:
+        TypeError, ValueError: shapes that differ, or a bad keep_rate.
+
+    Source: Han et al., NeurIPS 2018, algorithm 1.
+    """
+    check_range("keep_rate", keep_rate, 0.0, 1.0)
+    if first.ndim != 1 or first.shape != second.shape or not len(first):
+        raise ValueError(
+            "first and second must be (N,) with N >= 1, "
+            f"got {tuple(first.shape)} and {tuple(second.shape)}"
+        )
+    keep = max(1, int(keep_rate * len(first)))
+    easy_for_first = first.detach().argsort()[:keep]
+    easy_for_second = second.detach().argsort()[:keep]
+    return first[easy_for_second].mean() + second[easy_for_first].mean()
+
+
 LOSSES: dict[str, Callable[..., Loss]] = {
     "ce": CrossEntropy,
     "fl": FocalLoss,
@@ -398,6 +529,7 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "nce": NormalizedCrossEntropy,
     "nfl": NormalizedFocalLoss,
     "phuber_ce": PartiallyHuberisedCrossEntropy,
+    "nlnl": NegativeLearning,
     "sce": partial(WeightedSum, cross_entropy, reverse_cross_entropy),
     "apl": partial(WeightedSum, normalized_cross_entropy, mean_absolute_error),
     "nce_rce": partial(WeightedSum, normalized_cross_entropy, reverse_cross_entropy),

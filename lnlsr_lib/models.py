@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models import ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
-__all__ = ["CNN4", "MODELS", "build_model"]
+__all__ = ["CNN4", "CNN8", "MODELS", "build_model"]
 
 
 class CNN4(nn.Module):
@@ -48,6 +51,73 @@ class CNN4(nn.Module):
         return logits
 
 
+class CNN8(nn.Module):
+    """The 8-layer CNN of CIFAR-10, 1,639,794 parameters at K = 10.
+
+    Three times two blocks of 3x3 convolution, BatchNorm and ReLU, and a 2x2 max-pool (3 -> 64 ->
+    128 -> 196 channels), then 3136 -> 256 -> K. The ReLU before a pool comes after it here, as in
+    :class:`CNN4`.
+
+    Args:
+        num_classes: K >= 2.
+
+    Source: the paper, appendix B; layer sizes and initialisation as in the authors' code.
+    """
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        pairs = list(pairwise((3, 64, 64, 128, 128, 196, 196)))
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairs)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o in pairs)
+        self.fc1 = nn.Linear(196 * 4 * 4, 256)
+        self.bn = nn.BatchNorm1d(256)
+        self.fc2 = nn.Linear(256, num_classes)
+        initialise(self)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The activations after the last ReLU, (N, 256); ``x`` is (N, 3, 32, 32), floating."""
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = norm(conv(x))
+            x = F.relu(F.max_pool2d(x, 2) if i % 2 else x)
+        return F.relu(self.bn(self.fc1(x.flatten(1))))  # from (N, 196, 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, (N, K)."""
+        logits: Tensor = self.fc2(self.features(x))
+        return logits
+
+
+class _ResNet(ResNet):  # type: ignore[misc]
+    """Torchvision's ResNet with ``features``: what the last linear layer sees."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """The pooled activations, (N, D); ``x`` is (N, 3, H, W), floating."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        pooled: Tensor = self.avgpool(x)
+        return pooled.flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, (N, K)."""
+        logits: Tensor = self.fc(self.features(x))
+        return logits
+
+
+def _resnet34(num_classes: int) -> nn.Module:
+    """ResNet-34 for CIFAR: a 3x3 stem of stride 1 without max-pool; 21,328,292 parameters at
+    K = 100. Source: the paper, appendix B; stem and initialisation as in the authors' code."""
+    model = _ResNet(BasicBlock, [3, 4, 6, 3], num_classes=num_classes)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    initialise(model)
+    return model
+
+
+def _resnet50(num_classes: int) -> nn.Module:
+    """Torchvision's ResNet-50, with its initialisation. Source: the paper, appendix B."""
+    return _ResNet(Bottleneck, [3, 4, 6, 3], num_classes=num_classes)
+
+
 def initialise(model: nn.Module) -> None:
     """Kaiming-uniform (fan-in, ReLU) convolutions and Xavier-uniform linear layers.
 
@@ -60,7 +130,12 @@ def initialise(model: nn.Module) -> None:
             nn.init.xavier_uniform_(module.weight)
 
 
-MODELS: dict[str, Callable[[int], nn.Module]] = {"cnn4": CNN4}
+MODELS: dict[str, Callable[[int], nn.Module]] = {
+    "cnn4": CNN4,
+    "cnn8": CNN8,
+    "resnet34": _resnet34,
+    "resnet50": _resnet50,
+}
 
 
 def build_model(name: str, num_classes: int, seed: int) -> nn.Module:

@@ -6,6 +6,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
 
+from lnlsr_lib.cost import duration, estimate
 from lnlsr_lib.experiments import best_profile, experiment_specs
 from lnlsr_lib.protocol import PROFILES, Profile
 from lnlsr_lib.store import Store
@@ -83,6 +84,10 @@ def choose_profile(
         raise ValueError(f"profile must be auto, {', '.join(PROFILES)}, got {profile!r}")
     specs = experiment_specs(name, profile, seeds)
     missing = [spec for choice in precisions for spec in store.missing(specs, choice)]
-    if missing:
-        print(f"{len(missing)} runs of profile {profile} are not stored and will be trained now.")
+    if missing and profile != "smoke":
+        costs = estimate(missing)
+        print(
+            f"{len(missing)} runs of profile {profile} are not stored and will be trained now, "
+            f"in about {duration(sum(cost.total for cost in costs))} on this machine."
+        )
     return profile

@@ -40,9 +40,9 @@ def published(dataset: str, method: str, noise: str, noise_rate: float) -> Publi
         dataset: "mnist", "cifar10", "cifar100" or "webvision".
         method: such as "ce_sr"; see :data:`lnlsr_lib.protocol.METHODS`.
         noise: "clean", "symmetric", "asymmetric"; "lt" or "step" for imbalance; "web".
-        noise_rate: its rate; 0 for clean labels.
+        noise_rate: its rate, or the imbalance ratio; 0 for clean labels and for "web".
     """
-    rows = tables()
+    rows = tables().fillna({"noise_rate": 0.0})
     rows = rows[
         (rows.dataset == dataset)
         & (rows.method == method)

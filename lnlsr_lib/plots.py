@@ -13,13 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lnlsr_lib.protocol import METHODS
+from lnlsr_lib.protocol import METHODS, method_name
 from lnlsr_lib.store import StoredRun, write_atomically
 
 __all__ = ["curves", "draw_curves", "save_figure", "title", "use_style"]
 
 # A base loss has one colour everywhere, dashed; its version with SR has the same, solid.
-_COLOURS = dict(zip(("ce", "fl", "gce"), sns.color_palette("colorblind", 3), strict=True))
+_BASES = [method for method in METHODS if not method.endswith("_sr")]
+_COLOURS = dict(zip(_BASES, sns.color_palette("colorblind", len(_BASES)), strict=True))
 
 
 def use_style() -> None:
@@ -52,9 +53,9 @@ def draw_curves(axes: Axes, table: pd.DataFrame, series: str) -> None:
     for method, rows in table.groupby("method", sort=False):
         by_epoch = rows.groupby("epoch")[series]
         mean = by_epoch.mean()
-        colour = _COLOURS[str(method).removesuffix("_sr")]
+        colour = _COLOURS.get(str(method).removesuffix("_sr"), "black")
         dashes = "-" if str(method).endswith("_sr") else "--"
-        axes.plot(mean.index, mean, dashes, color=colour, label=METHODS[str(method)])
+        axes.plot(mean.index, mean, dashes, color=colour, label=method_name(str(method)))
         if rows.seed.nunique() > 1:
             axes.fill_between(
                 mean.index, by_epoch.min(), by_epoch.max(), color=colour, alpha=0.2, lw=0

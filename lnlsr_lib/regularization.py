@@ -154,7 +154,8 @@ class SparseRegularization(nn.Module):
     def set_extra_state(self, state: int) -> None:
         self.epochs_done = int(state)
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, *more: Tensor) -> Tensor:
+        """The objective; ``more`` goes to the wrapped loss as it is, such as sample indices."""
         z = sharpen(logits, self.temperature, self.unit_logits)  # (N, K)
         norm = lp_norm(z.softmax(dim=1), self.p)  # (N,)
         reduction = getattr(self.loss, "reduction", "mean")
@@ -162,7 +163,7 @@ class SparseRegularization(nn.Module):
             norm = norm.mean()
         elif reduction == "sum":
             norm = norm.sum()
-        loss: Tensor = self.loss(z, labels)
+        loss: Tensor = self.loss(z, labels, *more)
         return loss + self.weight * norm
 
     def extra_repr(self) -> str:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from lnlsr_lib.cost import duration
 from lnlsr_lib.paper import Published, published
-from lnlsr_lib.protocol import METHODS
+from lnlsr_lib.protocol import method_name
+from lnlsr_lib.spec import RunSpec
 from lnlsr_lib.store import StoredRun
 
-__all__ = ["badge", "claims", "comparison", "downloads", "precisions", "verdict"]
+__all__ = ["badge", "claims", "comparison", "downloads", "paper_condition", "precisions", "verdict"]
 
 # When two accuracies count as the same; all three are ours. Percentage points.
 AGREES_STDS = 2.0
@@ -50,22 +52,21 @@ def comparison(runs: Sequence[StoredRun]) -> pd.DataFrame:
     profiles = {run.spec.profile for run in runs}
     if len(profiles) != 1:
         raise ValueError(f"runs must be of one profile, got {sorted(profiles) or 'none'}")
-    groups: dict[tuple[str, str, float, str], list[StoredRun]] = {}
+    groups: dict[RunSpec, list[StoredRun]] = {}
     for run in runs:
-        key = (run.spec.dataset, run.spec.noise, run.spec.noise_rate, run.spec.method)
-        groups.setdefault(key, []).append(run)
+        groups.setdefault(run.spec.model_copy(update={"seed": 0}), []).append(run)
     rows: list[dict[str, object]] = []
-    for (dataset, noise, rate, method), group in groups.items():
+    for spec, group in groups.items():
         final = pd.Series([run.final_accuracy for run in group])
         best = pd.Series([run.best_accuracy for run in group])
-        paper = published(dataset, method, noise, rate)
-        if group[0].spec.profile != "paper":
+        paper = published(spec.dataset, spec.method, *paper_condition(spec))
+        if spec.profile != "paper":
             said = "reduced run: no verdict"
         else:
             said = "not in the paper" if paper is None else verdict(float(final.mean()), paper)
         rows.append(
             {
-                "method": METHODS[method],
+                "method": method_name(spec.method),
                 "seeds": len(group),
                 "ours, last epoch": _mean_std(final),
                 "ours, best epoch": _mean_std(best),
@@ -74,6 +75,15 @@ def comparison(runs: Sequence[StoredRun]) -> pd.DataFrame:
             }
         )
     return _by_method(rows)
+
+
+def paper_condition(spec: RunSpec) -> tuple[str, float]:
+    """The noise and its rate, or the imbalance and its ratio, as :func:`published` takes them."""
+    if spec.dataset == "webvision":
+        return "web", 0.0
+    if spec.imbalance is not None:
+        return {"long-tailed": "lt"}.get(spec.imbalance, spec.imbalance), spec.imbalance_ratio
+    return spec.noise, spec.noise_rate
 
 
 def _by_method(rows: list[dict[str, object]]) -> pd.DataFrame:
@@ -113,7 +123,7 @@ def badge(runs: Sequence[StoredRun]) -> str:
         f"{each([run.provenance['device'] for run in runs])}, "
         f"{each([run.provenance['threads'] for run in runs])} thread(s), "
         f"{each([run.provenance['precision'] for run in runs])} · "
-        f"{len(runs)} runs in {_duration(seconds)} · "
+        f"{len(runs)} runs in {duration(seconds)} · "
         f"torch {each([run.provenance['torch'] for run in runs])} · commit {each(commits)} · "
         f"protocol {each([run.spec.protocol for run in runs])}"
     )
@@ -160,18 +170,12 @@ def precisions(runs: Mapping[str, Sequence[StoredRun]]) -> pd.DataFrame:
     rows: list[dict[str, object]] = []
     for i, spec in enumerate(specs[0]):
         row: dict[str, object] = {
-            "method": METHODS[spec.method],
+            "method": method_name(spec.method),
             "seed": str(spec.seed),
             "profile": spec.profile,
         }
         for name, group in runs.items():
             row[f"{name}, last epoch"] = f"{group[i].final_accuracy:.2f}"
-            row[f"{name}, time"] = _duration(group[i].provenance["seconds"])
+            row[f"{name}, time"] = duration(group[i].provenance["seconds"])
         rows.append(row)
     return _by_method(rows)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

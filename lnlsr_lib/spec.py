@@ -50,12 +50,24 @@ class RunSpec(_Frozen):
         method: the paper's name for the combination, such as "ce_sr".
         loss, loss_params: base loss, by name, and its parameters.
         sr: sparse regularisation around it, or None.
-        noise: kind of label noise, or "clean" with rate 0.
+        noise: kind of label noise: "symmetric" and "asymmetric" with a rate; "clean", "human"
+            (labels that people gave) and "transition" (a matrix of the user's) with rate 0.
         noise_rate: in [0, 1].
+        noise_variant: "paper", or "official" for what the authors' code does.
+        human_labels: which ones, for noise "human": a name such as "worse".
+        transition: for noise "transition": K rows of K probabilities.
+        imbalance: None, "long-tailed" or "step".
+        imbalance_ratio: share of images that the rarest class keeps, in (0, 1]; 1 without.
         epochs: to train for.
         paper_epochs: of the paper's run; stretches the schedule of lambda over ``epochs``.
-        batch_size, learning_rate, momentum, weight_decay: of SGD; cosine annealing to 0.
-        clip_norm: bound of the gradient's l2 norm.
+        batch_size, learning_rate, momentum, nesterov, weight_decay: of SGD.
+        decay: factor of the learning rate after each of the paper's epochs, stretched like lambda;
+            None for cosine annealing to 0.
+        clip_norm: bound of the gradient's l2 norm; None for no bound.
+        padding, flip, degrees: of :class:`lnlsr_lib.augment.Augmentation`.
+        mean, std: of the pixels, for normalisation; None for the data set's own.
+        forget_rate: share of samples that Co-teaching leaves out in the end; None for one network.
+        forget_epochs: of the paper's, until it is reached.
         profile: the budget it belongs to: "paper", "lite" or "smoke".
         seed: of everything random.
         protocol: version of the trainer's numerics.
@@ -68,15 +80,29 @@ class RunSpec(_Frozen):
     loss: str
     loss_params: dict[str, float] = Field(default_factory=dict)
     sr: SparseSpec | None = None
-    noise: Literal["clean", "symmetric"]
+    noise: Literal["clean", "symmetric", "asymmetric", "human", "transition"]
     noise_rate: Annotated[float, Field(ge=0, le=1)]
+    noise_variant: Literal["paper", "official"] = "paper"
+    human_labels: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] | None = None
+    transition: tuple[tuple[float, ...], ...] | None = None
+    imbalance: Literal["long-tailed", "step"] | None = None
+    imbalance_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
     epochs: Count
     paper_epochs: Count
     batch_size: Annotated[int, Field(ge=2, strict=True)]
     learning_rate: Positive
     momentum: Annotated[float, Field(ge=0, lt=1)]
+    nesterov: bool = False
     weight_decay: NonNegative
-    clip_norm: Positive
+    decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    clip_norm: Positive | None
+    padding: Annotated[int, Field(ge=0, strict=True)] = 0
+    flip: bool = False
+    degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    forget_rate: Annotated[float, Field(ge=0, le=1)] | None = None
+    forget_epochs: Count = 10
     profile: Literal["paper", "lite", "smoke"]
     seed: Annotated[int, Field(ge=0, strict=True)]
     protocol: int = PROTOCOL_VERSION
@@ -84,8 +110,29 @@ class RunSpec(_Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> RunSpec:
         build_loss(self.loss, **self.loss_params)
-        if (self.noise == "clean") != (self.noise_rate == 0):
-            raise ValueError("noise_rate must be 0 for clean labels, and above 0 otherwise")
+        rated = self.noise in ("symmetric", "asymmetric")
+        if rated != (self.noise_rate > 0):
+            raise ValueError(
+                "noise_rate must be above 0 for symmetric and asymmetric noise, and 0 for clean "
+                f"labels and the other kinds; got {self.noise_rate:g} for {self.noise}"
+            )
+        for kind, name in (("human", "human_labels"), ("transition", "transition")):
+            if (self.noise == kind) != (getattr(self, name) is not None):
+                raise ValueError(f"{name} goes with noise {kind!r}, and with no other")
+        if (self.imbalance is None) != (self.imbalance_ratio == 1):
+            raise ValueError("imbalance_ratio must be 1 without imbalance, and below 1 with it")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        if self.dataset == "webvision" and (
+            self.loss == "nlnl" or self.noise != "clean" or self.imbalance or self.train_size
+        ):
+            raise ValueError(
+                "webvision is streamed as it is: no noise, imbalance, train_size or nlnl"
+            )
+        if self.forget_rate is not None and (self.sr is not None or self.loss == "nlnl"):
+            raise ValueError("Co-teaching (forget_rate) goes with a plain base loss alone")
         return self
 
     def __hash__(self) -> int:
@@ -102,9 +149,20 @@ class RunSpec(_Frozen):
     @property
     def id(self) -> str:
         """Readable, unique: ``mnist-sym0.8-ce_sr-seed1-3f2a9c1b``."""
-        kind = {"clean": "clean", "symmetric": "sym"}[self.noise]
-        rate = "" if self.noise == "clean" else f"{self.noise_rate:g}"
-        return f"{self.dataset}-{kind}{rate}-{self.method}-seed{self.seed}-{self.digest[:8]}"
+        return f"{self.dataset}-{self.condition}-{self.method}-seed{self.seed}-{self.digest[:8]}"
+
+    @property
+    def condition(self) -> str:
+        """What was done to the labels and the classes, in short: ``sym0.8``, ``clean-lt0.1``."""
+        kind = {"symmetric": "sym", "asymmetric": "asym"}.get(self.noise, self.noise)
+        kind += f"{self.noise_rate:g}" if self.noise_rate else ""
+        kind += f"-{self.human_labels}" if self.human_labels else ""
+        kind += "-official" if self.noise_variant == "official" else ""
+        if self.imbalance:
+            kind += (
+                f"-{'lt' if self.imbalance == 'long-tailed' else 'step'}{self.imbalance_ratio:g}"
+            )
+        return kind
 
     def draw_seed(self, purpose: str) -> int:
         """The seed of one purpose ("noise", "weights", "order/3", ...), in [0, 2^63).

@@ -8,10 +8,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lnlsr_lib.data import Dataset, load_dataset
+from lnlsr_lib.cost import images_of
+from lnlsr_lib.data import DATASETS, Dataset, load_dataset
 from lnlsr_lib.spec import RunSpec
 from lnlsr_lib.store import BusyError, Store, StoredRun
-from lnlsr_lib.trainer import resolve_device, resolve_precision, train
+from lnlsr_lib.trainer import resolve_device, resolve_precision, selection, train
 
 __all__ = ["run_all", "run_one"]
 
@@ -51,10 +52,11 @@ def run_one(
         stored = store.load(spec, resolved)  # another process may just have finished it
         if stored is not None:
             return stored
-        data = load_dataset(spec.dataset) if data is None else data
+        if data is None and spec.dataset in DATASETS:
+            data = load_dataset(spec.dataset)
         state = store.load_checkpoint(spec, resolved)
-        size = len(data.train_labels) if spec.train_size is None else spec.train_size
-        steps = -(-size // spec.batch_size)
+        images = images_of(spec) if data is None else len(selection(spec, data.train_labels))
+        steps = -(-images // spec.batch_size)
         with tqdm(
             total=spec.epochs * steps,
             initial=state["epoch"] * steps if state else 0,
@@ -108,7 +110,8 @@ def run_all(
         for number, spec in enumerate(specs, start=1):
             if spec in runs:
                 continue
-            if store.missing([spec], wanted) and spec.dataset not in loaded:
+            known = spec.dataset in loaded or spec.dataset not in DATASETS  # the rest is streamed
+            if not known and store.missing([spec], wanted):
                 loaded[spec.dataset] = load_dataset(spec.dataset)
             try:
                 runs[spec] = run_one(

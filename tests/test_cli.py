@@ -155,6 +155,29 @@ def test_unreachable_data_fail_with_the_ways_out(capsys, results, tmp_path, monk
     assert "a mirror: no route to host" in line
 
 
+def test_estimate_counts_times_and_stores_nothing(capsys, results):
+    command = ["estimate", "precision", "--profile", "smoke", "--precision", "float32"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "2 of 2 runs are missing" in shown
+    assert "2 x digits, cnn4, 1437 images, 3 epochs: " in shown
+    assert "one after another, here: " in shown
+    assert not results.folder.exists()
+
+
+def test_estimate_for_another_device_and_for_nothing_missing(capsys, results, on_few):
+    assert main(["estimate", "table1", "--profile", "paper", "--tflops", "100"]) == 0
+    shown = capsys.readouterr().out
+    assert "135 of 135 runs are missing" in shown
+    for line in ("45 x mnist, cnn4, 60000", "45 x cifar10, cnn8, 50000", "45 x cifar100, resnet34"):
+        assert line in shown
+    assert "at 100 TFLOP/s, roughly: " in shown
+    main([*SMOKE, "--quiet"])
+    capsys.readouterr()
+    assert main(["estimate", *SMOKE[1:]]) == 0
+    assert capsys.readouterr().out == "0 of 2 runs are missing\n"
+
+
 def test_a_damaged_result_fails_with_its_name(capsys, results, on_few):
     path = results.path(experiment_specs("precision", "smoke")[0], "float32")
     path.parent.mkdir(parents=True)

@@ -3,7 +3,9 @@
 import pytest
 
 from lnlsr_lib.experiments import EXPERIMENTS, best_profile, experiment_specs
+from lnlsr_lib.paper import tables
 from lnlsr_lib.protocol import PROFILES
+from lnlsr_lib.report import paper_condition
 from lnlsr_lib.store import Store
 from lnlsr_lib.trainer import HISTORY, RunResult
 
@@ -27,10 +29,45 @@ def test_fig3_is_each_loss_with_and_without_sr_on_mnist_at_0_8():
     }
 
 
+def test_every_table_of_the_paper_has_a_run_for_each_of_its_cells():
+    """By the paper's own numbers: data set, method, noise and rate."""
+    for number in range(1, 7):
+        cells = tables()[lambda table, number=number: table.table == number]
+        wanted = {
+            (row.dataset, row.method, row.noise, 0.0 if row.noise == "web" else row.noise_rate)
+            for row in cells.itertuples()
+        }
+        specs = experiment_specs(f"table{number}")
+        assert {(spec.dataset, spec.method, *paper_condition(spec)) for spec in specs} == wanted
+        assert len(specs) == len(wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [
+        *(("fig1", 4), ("fig2", 14), ("fig4", 10), ("fig5", 8), ("fig6", 24)),
+        *(("fig7", 81), ("fig8", 81), ("fig9", 81), ("fig10", 6), ("fig11", 6), ("fig12", 6)),
+    ],
+)
+def test_how_many_runs_a_figure_has(name, runs):
+    """Figure 4's two sweeps meet in one run."""
+    assert len(experiment_specs(name)) == runs
+
+
+def test_sweeps_change_what_they_say():
+    assert {spec.sr.weight for spec in experiment_specs("fig2")} == {0, 1, 2, 5, 10, 20, 30}
+    assert {spec.sr.growth for spec in experiment_specs("fig2")} == {1.0}
+    fig4 = {(spec.sr.p, spec.sr.temperature) for spec in experiment_specs("fig4")}
+    assert {p for p, tau in fig4 if tau == 0.5} == {0.01, 0.1, 0.3, 0.5, 0.7, 1.0}
+    assert {tau for p, tau in fig4 if p == 0.1} == {0.1, 0.3, 0.5, 0.7, 1.0}
+    floors = [spec.loss_params["floor"] for spec in experiment_specs("gce_floor")]
+    assert floors == [0.0, 1e-7]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("fig99",), "unknown experiment 'fig99'; there are: fig3"),
+        (("fig99",), "unknown experiment 'fig99'; there are: fig1, fig2, fig3"),
         (("fig3", "full"), "unknown profile 'full'"),
         (("fig3", "smoke", ()), "seeds must be one or more distinct integers"),
         (("fig3", "smoke", (1, 1)), r"distinct integers, got \[1, 1\]"),

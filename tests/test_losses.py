@@ -13,7 +13,9 @@ from lnlsr_lib.losses import (
     CrossEntropy,
     FocalLoss,
     GeneralizedCrossEntropy,
+    NegativeLearning,
     build_loss,
+    co_teaching_loss,
     cross_entropy,
     focal_loss,
     generalized_cross_entropy,
@@ -89,7 +91,9 @@ SYMMETRIC = {
 
 
 def test_every_loss_has_its_formula_here():
-    assert set(FORMULAS) == set(LOSSES) == {name for name, _ in CASES}
+    """NLNL keeps a state, and has its own tests below."""
+    assert set(FORMULAS) | {"nlnl"} == set(LOSSES)
+    assert set(FORMULAS) == {name for name, _ in CASES}
 
 
 def draw(n=16, k=10, dtype=torch.float64, seed=0):
@@ -320,7 +324,7 @@ def test_unknown_losses_parameters_and_reductions_are_refused():
         CrossEntropy("average")
 
 
-# --- the paper's theory, on every loss -----------------------------------------------------------
+# --- outputs restricted to the permutations of one vector ----------------------------------
 
 outputs = st.lists(st.floats(0.01, 1.0), min_size=2, max_size=7).map(
     lambda weights: torch.tensor(weights, dtype=torch.float64) / sum(weights)
@@ -337,6 +341,180 @@ def restricted_networks(draw):
     return torch.stack([v[order] for order in orders]), torch.tensor(labels), v
 
 
+# --- NLNL -----------------------------------------------------------------------------------------
+
+
+def attached(labels, k, phases=3, reduction="none", epoch=0, epochs=3, seed=0):
+    loss = NegativeLearning(phases, reduction)
+    loss.attach(labels, k)
+    loss.start_epoch(epoch, epochs, torch.Generator().manual_seed(seed))
+    return loss
+
+
+def test_negative_learning_pushes_down_one_other_class():
+    logits, labels = draw(n=500)
+    index = torch.arange(500)
+    loss = attached(labels, 10)
+    each = loss(logits, labels, index)
+    other = (labels + loss.complementary) % 10
+    assert (other != labels).all()
+    u = logits.softmax(dim=1)
+    weight = (labels.bincount().max() / labels.bincount())[labels]
+    expected = -weight * torch.log(1 - u[index, other])
+    torch.testing.assert_close(each, expected, rtol=1e-6, atol=1e-9)
+    (gradient,) = torch.autograd.grad(each.sum(), logits)
+    (wanted,) = torch.autograd.grad(expected.sum(), logits)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-6, atol=1e-9)
+    assert (gradient[index, other] >= 0).all()  # a step of descent lowers that class
+
+
+def test_complementary_labels_are_uniform_over_the_other_classes_and_new_each_epoch():
+    labels = torch.zeros(9000, dtype=torch.int64)
+    loss = attached(labels, 10, seed=1)
+    counts = loss.complementary.bincount(minlength=10)
+    assert counts[0] == 0
+    assert (counts[1:] - 1000).abs().max() < 5 * (9000 * (1 / 9) * (8 / 9)) ** 0.5
+    before = loss.complementary.clone()
+    loss.start_epoch(1, 3, torch.Generator().manual_seed(2))
+    assert not torch.equal(before, loss.complementary)
+    loss.start_epoch(0, 3, torch.Generator().manual_seed(1))
+    assert torch.equal(before, loss.complementary)
+
+
+@pytest.mark.parametrize(
+    ("phases", "epochs", "expected"),
+    [
+        (3, 3, [1, 2, 3]),
+        (3, 6, [1, 1, 2, 2, 3, 3]),
+        (3, 4, [1, 1, 2, 3]),
+        (3, 1, [1]),
+        (1, 4, [1, 1, 1, 1]),
+    ],
+)
+def test_phases_are_thirds_of_the_epochs(phases, epochs, expected):
+    loss = attached(torch.tensor([0, 1]), 2, phases)
+    seen = []
+    for epoch in range(epochs):
+        loss.start_epoch(epoch, epochs, torch.Generator())
+        seen.append(loss.phase)
+    assert seen == expected
+
+
+def test_selection_goes_by_the_mean_confidence_of_the_last_ten_visits():
+    labels = torch.tensor([0, 0, 1, 1])
+    logits = torch.tensor([[3.0, 0.0], [0.0, 3.0], [3.0, 0.0], [0.0, 3.0]]).log_softmax(1)
+    index = torch.arange(4)
+    loss = attached(labels, 2, epochs=30)
+    for epoch in range(10):
+        loss.start_epoch(epoch, 30, torch.Generator().manual_seed(epoch))
+        assert (loss(logits, labels, index) > 0).all()  # the first phase uses every sample
+    torch.testing.assert_close(
+        loss.confidence.mean(dim=0), logits.exp()[index, labels], rtol=1e-5, atol=0
+    )
+    for epoch, phase in ((10, 2), (20, 3)):
+        loss.start_epoch(epoch, 30, torch.Generator().manual_seed(epoch))
+        assert loss.phase == phase
+        each = loss(logits, labels, index)
+        assert (each > 0).tolist() == [True, False, False, True]
+    torch.testing.assert_close(each[0], -logits[0, 0])  # positive learning is CE
+
+
+def test_the_mean_is_over_the_samples_in_use_and_none_gives_zero():
+    labels = torch.tensor([0, 0, 1, 1])
+    logits = torch.tensor([[3.0, 0.0], [0.0, 3.0], [3.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    index = torch.arange(4)
+    mean = attached(labels, 2, reduction="mean", epoch=2)
+    mean.confidence[:] = torch.tensor([0.9, 0.1, 0.2, 0.8])
+    expected = F.cross_entropy(logits[[0, 3]], labels[[0, 3]])
+    torch.testing.assert_close(mean(logits, labels, index), expected)
+    mean.confidence[:] = 0.0
+    nothing = mean(logits, labels, index)
+    nothing.backward()
+    assert nothing.item() == 0
+    assert (logits.grad == 0).all()
+
+
+def test_a_certain_complementary_class_gives_finite_numbers():
+    labels = torch.tensor([0])
+    loss = attached(labels, 2)
+    logits = torch.tensor([[0.0, 200.0]], requires_grad=True)
+    value = loss(logits, labels, torch.tensor([0]))
+    value.sum().backward()
+    assert value.item() == pytest.approx(-math.log(1e-5))
+    assert logits.grad.isfinite().all()
+
+
+def test_rare_classes_weigh_more():
+    labels = torch.tensor([0, 0, 0, 1])
+    assert attached(labels, 3).class_weight.tolist() == [1.0, 3.0, 3.0]
+
+
+def test_confidence_is_kept_in_training_alone_and_in_the_state():
+    labels = torch.tensor([0, 1])
+    logits = torch.zeros(2, 2)
+    loss = attached(labels, 2).eval()
+    loss(logits, labels, torch.arange(2))
+    assert (loss.confidence == 0).all()
+    loss.train()(logits, labels, torch.arange(2))
+    assert loss.confidence[0].tolist() == [0.5, 0.5]
+    again = attached(labels, 2)
+    again.load_state_dict(loss.state_dict())
+    assert torch.equal(again.confidence, loss.confidence)
+
+
+def test_negative_learning_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="phases must be 1 or 3, got 2"):
+        NegativeLearning(phases=2)
+    loss = NegativeLearning()
+    with pytest.raises(RuntimeError, match="comes before the first epoch"):
+        loss.start_epoch(0, 3, torch.Generator())
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 1\]"):
+        loss.attach(torch.tensor([0, 2]), 2)
+
+
+@given(network=restricted_networks())
+def test_lemma_1_holds_for_negative_learning_in_expectation(network):
+    """The mean over complementary labels of -log(1 - u_k), summed over the given label."""
+    u, _, v = network
+    miss = -torch.log(1 - u)
+    expected = (miss.sum(dim=1, keepdim=True) - miss) / (len(v) - 1)  # (N, K), by given label
+    sums = expected.sum(dim=1)
+    torch.testing.assert_close(sums, -torch.log(1 - v).sum().expand_as(sums))
+
+
+# --- Co-teaching ----------------------------------------------------------------------------------
+
+
+def test_co_teaching_takes_the_samples_that_are_easy_for_the_other():
+    first = torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)
+    second = torch.tensor([40.0, 30.0, 20.0, 10.0], requires_grad=True)
+    loss = co_teaching_loss(first, second, 0.5)
+    assert loss.item() == (3 + 4) / 2 + (40 + 30) / 2
+    loss.backward()
+    assert first.grad.tolist() == [0, 0, 0.5, 0.5]
+    assert second.grad.tolist() == [0.5, 0.5, 0, 0]
+
+
+def test_co_teaching_keeping_all_is_the_sum_of_both_means():
+    first, second = torch.rand(2, 7, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(co_teaching_loss(first, second, 1.0), first.mean() + second.mean())
+
+
+def test_co_teaching_keeps_at_least_one_sample():
+    first, second = torch.tensor([2.0, 1.0]), torch.tensor([5.0, 3.0])
+    assert co_teaching_loss(first, second, 0.0).item() == 1 + 3
+
+
+def test_co_teaching_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"must be \(N,\) with N >= 1, got \(3,\) and \(2,\)"):
+        co_teaching_loss(torch.ones(3), torch.ones(2), 0.5)
+    with pytest.raises(ValueError, match=r"keep_rate must be in \[0, 1\]"):
+        co_teaching_loss(torch.ones(3), torch.ones(3), 1.5)
+
+
+# --- the paper's theory, on every loss -----------------------------------------------------------
+
+
 def formula_over_classes(name, v):
     """L(v, k) for every class k by the formula, (K,)."""
     return FORMULAS[name](v.expand(len(v), -1), v)
@@ -348,7 +526,7 @@ def losses_of_every_class(loss, u):
     return torch.stack([loss(u.log(), torch.full((n,), c)) for c in range(k)], dim=1)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", FORMULAS)
 @given(network=restricted_networks())
 def test_lemma_1_restricted_outputs_make_any_loss_symmetric(name, network):
     u, _, v = network
@@ -358,7 +536,7 @@ def test_lemma_1_restricted_outputs_make_any_loss_symmetric(name, network):
     torch.testing.assert_close(sums, constant.expand_as(sums), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", FORMULAS)
 @given(network=restricted_networks(), rate=st.floats(0, 1))
 def test_theorem_1_noisy_risk_is_affine_in_the_clean_risk(name, network, rate):
     u, labels, v = network
@@ -378,7 +556,7 @@ def test_a_symmetric_loss_sums_to_its_constant_for_every_output(name, u):
     assert total.item() == pytest.approx(SYMMETRIC[name](len(u)), rel=1e-9)
 
 
-@pytest.mark.parametrize("name", sorted(set(LOSSES) - set(SYMMETRIC)))
+@pytest.mark.parametrize("name", sorted(set(FORMULAS) - set(SYMMETRIC)))
 def test_outside_the_restriction_the_others_are_not_symmetric(name):
     """Otherwise Lemma 1 and Theorem 1 would show nothing on them."""
     u = torch.tensor([[0.98, 0.01, 0.01], [0.4, 0.3, 0.3]], dtype=torch.float64)

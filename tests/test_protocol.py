@@ -2,40 +2,66 @@
 
 import pytest
 
-from lnlsr_lib.protocol import METHODS, PROFILES, SPARSE, TRAINING, make_spec
+from lnlsr_lib.protocol import METHODS, PROFILES, SPARSE, TRAINING, make_spec, method_name
 from lnlsr_lib.trainer import build_criterion
 
 ALL = [
     (dataset, method, profile) for dataset in TRAINING for method in METHODS for profile in PROFILES
 ]
+CONDITIONS = [
+    {},
+    {"noise_rate": 0.2},
+    {"noise_rate": 1.0},
+    {"noise_rate": 0.4, "noise": "asymmetric"},
+    {"noise_rate": 0.4, "noise": "asymmetric", "variant": "official"},
+    {"imbalance": "long-tailed", "imbalance_ratio": 0.01},
+    {"imbalance": "step", "imbalance_ratio": 0.1},
+    {"noise": "human", "human_labels": "worse"},
+    {"noise": "transition", "transition": [[0.9, 0.1], [0.0, 1.0]]},
+]
 
 
 @pytest.mark.parametrize(("dataset", "method", "profile"), ALL)
-@pytest.mark.parametrize("rate", [0.0, 0.2, 1.0])
-def test_every_method_and_profile_gives_a_run(dataset, method, profile, rate):
-    spec = make_spec(dataset, method, rate, profile=profile, seed=7)
+@pytest.mark.parametrize("condition", CONDITIONS, ids=repr)
+def test_every_method_condition_and_profile_gives_a_run(dataset, method, profile, condition):
+    if dataset == "webvision" and (condition or method == "nlnl") and profile != "smoke":
+        with pytest.raises(ValueError, match="webvision is streamed as it is"):
+            make_spec(dataset, method, **condition, profile=profile)
+        return
+    spec = make_spec(dataset, method, **condition, profile=profile, seed=7)
     assert (spec.method, spec.profile, spec.seed) == (method, profile, 7)
-    assert (spec.noise, spec.noise_rate) == ("symmetric" if rate else "clean", rate)
     assert (spec.sr is not None) == method.endswith("_sr")
-    assert spec.loss == method.split("_")[0]
+    assert (spec.forget_rate is not None) == (method == "co_teaching")
+    assert spec.loss == ("ce" if method == "co_teaching" else method.removesuffix("_sr"))
+    assert spec.dataset == ("digits" if profile == "smoke" else dataset)
     build_criterion(spec)
 
 
 def test_all_ids_differ():
-    ids = {
-        make_spec(dataset, method, rate, profile=profile, seed=seed).id
+    arguments = [
+        (dataset, method, profile, condition, seed)
         for dataset, method, profile in ALL
-        for rate in (0.0, 0.2, 0.8)
+        for condition in CONDITIONS
         for seed in (1, 2)
+        if profile != "smoke" and not (dataset == "webvision" and condition)
+    ]
+    ids = {
+        make_spec(dataset, method, **condition, profile=profile, seed=seed).id
+        for dataset, method, profile, condition, seed in arguments
+        if (dataset, method) != ("webvision", "nlnl")
     }
-    assert len(ids) == len(ALL) * 3 * 2
+    left_out = sum(a[:2] == ("webvision", "nlnl") for a in arguments)
+    assert len(ids) == len(arguments) - left_out
 
 
-@pytest.mark.parametrize(("dataset", "method"), [(d, m) for d in SPARSE for m in SPARSE[d]])
+@pytest.mark.parametrize(
+    ("dataset", "method"), [(d, m) for d in SPARSE for m in METHODS if m.endswith("_sr")]
+)
 def test_cross_entropy_keeps_fitting_at_the_start(dataset, method):
     """lambda p < 1: the fitting term's factor 1/u_y - lambda p u_y^(p-1) stays positive."""
-    sr = SPARSE[dataset][method]
-    assert sr.weight * sr.p < 1
+    for condition in CONDITIONS if dataset != "webvision" else [{}]:
+        sr = make_spec(dataset, method, **condition).sr
+        assert sr.weight * sr.p < 1
 
 
 def test_mnist_is_the_papers():
@@ -62,6 +88,90 @@ def test_mnist_hyper_parameters_are_the_papers(method, params, sr):
     assert (None if spec.sr is None else tuple(spec.sr.model_dump().values())) == sr
 
 
+@pytest.mark.parametrize(
+    ("dataset", "epochs", "rate", "decay", "model", "augmentation"),
+    [
+        ("cifar10", 120, 0.01, 1e-4, "cnn8", (4, True, 0.0)),
+        ("cifar100", 200, 0.1, 1e-5, "resnet34", (4, True, 20.0)),
+    ],
+)
+def test_cifar_is_the_papers(dataset, epochs, rate, decay, model, augmentation):
+    spec = make_spec(dataset, "ce", 0.6)
+    assert (spec.epochs, spec.learning_rate, spec.weight_decay) == (epochs, rate, decay)
+    assert (spec.model, spec.clip_norm, spec.decay) == (model, 5.0, None)
+    assert (spec.padding, spec.flip, spec.degrees) == augmentation
+
+
+@pytest.mark.parametrize(
+    ("dataset", "method", "condition", "expected"),
+    [
+        ("cifar10", "ce_sr", {"noise_rate": 0.6}, (0.5, 0.1, 1.2, 1.03, 1, True)),
+        ("cifar10", "gce_sr", {"noise_rate": 0.6}, (0.5, 0.1, 1.2, 1.03, 1, True)),
+        ("cifar100", "fl_sr", {"noise_rate": 0.6}, (0.5, 0.01, 4, 1.02, 1, True)),
+        (
+            *("cifar100", "fl_sr", {"noise_rate": 0.4, "noise": "asymmetric"}),
+            (0.5, 0.01, 10, 1.02, 1, True),
+        ),
+        (
+            *("cifar10", "ce_sr", {"imbalance": "step", "imbalance_ratio": 0.1}),
+            (0.5, 0.1, 1, 1.03, 1, False),
+        ),
+        (
+            *("cifar100", "ce_sr", {"imbalance": "step", "imbalance_ratio": 0.1}),
+            (0.5, 0.01, 1, 1.02, 1, True),
+        ),
+        ("webvision", "ce_sr", {}, (0.5, 0.01, 2, 1.02, 1, True)),
+        ("cifar10", "sce_sr", {"noise_rate": 0.6}, (0.5, 0.1, 1.2, 1.03, 1, True)),
+    ],
+)
+def test_sr_of_the_other_data_sets_and_conditions(dataset, method, condition, expected):
+    assert tuple(make_spec(dataset, method, **condition).sr.model_dump().values()) == expected
+
+
+def test_imbalance_has_its_own_training():
+    plain = make_spec("cifar100", "ce").model_dump()
+    other = make_spec("cifar100", "ce", imbalance="step", imbalance_ratio=0.1).model_dump()
+    assert {k: v for k, v in other.items() if v != plain[k]} == {
+        "imbalance": "step",
+        "imbalance_ratio": 0.1,
+        "clip_norm": None,
+        "degrees": 0.0,
+        "mean": (0.4914, 0.4822, 0.4465),
+        "std": (0.2023, 0.1994, 0.2010),
+    }
+
+
+def test_webvision_is_the_papers():
+    spec = make_spec("webvision", "sce")
+    assert (spec.model, spec.epochs, spec.batch_size, spec.clip_norm) == (
+        "resnet50",
+        250,
+        512,
+        None,
+    )
+    assert (spec.learning_rate, spec.decay, spec.momentum, spec.nesterov) == (0.4, 0.97, 0.9, True)
+    assert (spec.weight_decay, spec.loss_params) == (3e-5, {"alpha": 10.0, "beta": 1.0})
+
+
+def test_the_official_variant_has_one_phase_of_nlnl_and_the_codes_noise():
+    spec = make_spec("cifar10", "nlnl", 0.4, variant="official")
+    assert (spec.loss_params, spec.noise_variant) == ({"phases": 1}, "official")
+    assert make_spec("cifar10", "nlnl", 0.4).loss_params == {}
+
+
+def test_parameters_can_be_swept():
+    spec = make_spec("mnist", "gce_sr", 0.8, sr={"weight": 1.0}, loss_params={"floor": 0.0})
+    assert (spec.sr.weight, spec.sr.p, spec.loss_params) == (1.0, 0.1, {"q": 0.01, "floor": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [("ce_sr", "CE+SR"), ("phuber_ce", "PHuber-CE"), ("nce_rce", "NCE-RCE"), ("mae_sr", "MAE+SR")],
+)
+def test_names_of_methods(method, name):
+    assert method_name(method) == name
+
+
 def test_reduced_profiles_change_the_budget_and_nothing_else():
     paper, lite, smoke = (
         make_spec("mnist", "ce_sr", 0.8, profile=profile).model_dump() for profile in PROFILES
@@ -76,17 +186,26 @@ def test_reduced_profiles_change_the_budget_and_nothing_else():
         "epochs": 3,
         "profile": "smoke",
     }
+    small = make_spec("cifar100", "sce", 0.8, profile="smoke")
+    assert (small.dataset, small.model, small.epochs) == ("digits", "cnn4", 3)
+    assert small.loss_params == {"alpha": 6.0, "beta": 0.1}
+    assert (small.padding, small.flip, small.degrees) == (4, True, 20.0)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"dataset": "svhn"}, "unknown data set 'svhn'; there are: mnist"),
-        ({"method": "ce+sr"}, "unknown method 'ce[+]sr'; there are: ce, fl, gce, ce_sr"),
+        ({"method": "ce+sr"}, "unknown method 'ce[+]sr'; there are: ce, fl, gce, sce"),
         ({"profile": "full"}, "unknown profile 'full'; there are: paper, lite, smoke"),
         ({"noise": "pair"}, "unknown noise 'pair'"),
         ({"noise": "pair", "noise_rate": 0}, "unknown noise 'pair'"),
-        ({"noise": "clean"}, "noise_rate must be 0 for clean labels"),
+        ({"noise": "clean"}, "and 0 for clean labels and the other kinds; got 0.8 for clean"),
+        ({"sr": {"weight": 1.0}}, "method 'ce' has no SR whose parameters could be changed"),
+        ({"method": "ce_sr", "sr": {"lambda": 1.0}}, "lambda"),
+        ({"loss_params": {"q": 0.7}}, "loss 'ce' does not take"),
+        ({"method": "mse"}, "unknown method 'mse'; there are: ce, fl, gce, sce, nlnl"),
+        ({"variant": "ours"}, "variant"),
         ({"noise_rate": -0.1}, "noise_rate"),
         ({"noise_rate": 1.5}, "noise_rate"),
         ({"noise_rate": float("nan")}, "noise_rate"),

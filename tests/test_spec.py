@@ -25,13 +25,27 @@ OTHER = {
     "sr": None,
     "noise": "clean",
     "noise_rate": 0.80001,
+    "noise_variant": "official",
+    "human_labels": "worse",
+    "transition": [[0.9, 0.1], [0.2, 0.8]],
+    "imbalance": "step",
+    "imbalance_ratio": 0.1,
     "epochs": 49,
     "paper_epochs": 51,
     "batch_size": 127,
     "learning_rate": 0.02,
     "momentum": 0.8,
     "weight_decay": 0.0,
-    "clip_norm": 4.0,
+    "nesterov": True,
+    "decay": 0.97,
+    "clip_norm": None,
+    "padding": 4,
+    "flip": True,
+    "degrees": 20.0,
+    "mean": [0.5],
+    "std": [0.25],
+    "forget_rate": 0.5,
+    "forget_epochs": 5,
     "profile": "lite",
     "seed": 2,
     "protocol": 2,
@@ -44,7 +58,17 @@ OTHER_SPARSE = {
     "every": 4,
     "unit_logits": True,
 }
-ALSO = {"loss": {"loss_params": {}}, "noise": {"noise_rate": 0.0}}  # what has to go with it
+ALSO = {  # what has to go with it
+    "loss": {"loss_params": {}},
+    "noise": {"noise_rate": 0.0},
+    "human_labels": {"noise": "human", "noise_rate": 0.0},
+    "transition": {"noise": "transition", "noise_rate": 0.0},
+    "imbalance": {"imbalance_ratio": 0.5},
+    "imbalance_ratio": {"imbalance": "long-tailed"},
+    "mean": {"std": [0.3]},
+    "std": {"mean": [0.4]},
+    "forget_rate": {"sr": None},
+}
 
 
 @pytest.mark.parametrize(
@@ -62,6 +86,15 @@ def test_golden_ids(method, expected):
 def test_readable_part_of_the_id():
     assert make_spec("mnist", "ce", 0.0, seed=3).id.startswith("mnist-clean-ce-seed3-")
     assert make_spec("mnist", "gce", 0.2).id.startswith("mnist-sym0.2-gce-seed1-")
+    assert make_spec("cifar10", "ce", 0.4, noise="asymmetric", variant="official").id.startswith(
+        "cifar10-asym0.4-official-ce-seed1-"
+    )
+    assert make_spec("cifar10", "ce", imbalance="long-tailed", imbalance_ratio=0.01).id.startswith(
+        "cifar10-clean-lt0.01-ce-seed1-"
+    )
+    assert make_spec("cifar10", "ce_sr", noise="human", human_labels="worse").id.startswith(
+        "cifar10-human-worse-ce_sr-seed1-"
+    )
     assert SPEC.id.endswith(SPEC.digest[:8])
 
 
@@ -138,6 +171,29 @@ def test_specs_are_frozen(name):
         {"momentum": float("nan")},
         {"weight_decay": -1e-3},
         {"clip_norm": 0.0},
+        {"noise": "human"},
+        {"noise": "human", "noise_rate": 0.0},
+        {"human_labels": "worse"},
+        {"human_labels": "../worse", "noise": "human", "noise_rate": 0.0},
+        {"transition": [[1.0, 0.0], [0.0, 1.0]]},
+        {"noise_variant": "ours"},
+        {"imbalance": "step"},
+        {"imbalance": "steep", "imbalance_ratio": 0.1},
+        {"imbalance_ratio": 0.1},
+        {"imbalance_ratio": 0.0},
+        {"nesterov": True, "momentum": 0.0},
+        {"decay": 0.0},
+        {"decay": 1.1},
+        {"padding": -1},
+        {"padding": 1.5},
+        {"degrees": 181.0},
+        {"mean": [0.5]},
+        {"std": [0.5]},
+        {"forget_rate": 0.5},
+        {"forget_rate": 1.5, "sr": None},
+        {"forget_rate": 0.5, "sr": None, "loss": "nlnl", "loss_params": {}},
+        {"forget_epochs": 0},
+        {"dataset": "webvision"},
         {"profile": "full"},
         {"seed": -1},
         {"seed": "1"},
@@ -151,7 +207,9 @@ def test_specs_are_frozen(name):
 )
 def test_bad_fields_are_refused(changes):
     name = next(iter(changes))
-    with pytest.raises(ValueError, match=f"{name}|noise_rate|gamma|mse|does not take") as caught:
+    with pytest.raises(
+        ValueError, match=f"{name}|noise_rate|gamma|mse|does not take|human"
+    ) as caught:
         RunSpec(**FIELDS | changes)
     assert isinstance(caught.value, ValidationError)
 

@@ -1,0 +1,173 @@
+"""What missing runs would cost: a few timed steps on this machine, or a device's FLOP rate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lnlsr_lib.checks import check_range
+from lnlsr_lib.data import Dataset
+from lnlsr_lib.models import build_model
+from lnlsr_lib.noise import imbalanced_counts
+from lnlsr_lib.spec import RunSpec
+from lnlsr_lib.trainer import train
+
+__all__ = ["SHAPES", "Cost", "duration", "estimate", "images_of", "step_flops"]
+
+# Training images, test images, channels, side and classes of each data set.
+SHAPES = {
+    "mnist": (60_000, 10_000, 1, 28, 10),
+    "digits": (1_437, 360, 1, 28, 10),
+    "cifar10": (50_000, 10_000, 3, 32, 10),
+    "cifar100": (50_000, 10_000, 3, 32, 100),
+    "webvision": (65_944, 2_500, 3, 224, 50),  # the Google subset's first 50 classes
+}
+TIMED_STEPS = 8
+TIMED_TESTS = 256  # images
+LARGEST_BATCH = 2**22  # input values; a larger batch is timed by a part of it
+# For a device that is not here; both ours, and rough: the share of its peak that convolutions of
+# this size reach, and the time of a step's launches.
+UTILISATION = 0.3
+LAUNCHES = 2e-3  # seconds
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one kind of run costs.
+
+    Attributes:
+        spec: one of them; runs: how many are missing.
+        seconds: of one run, training and tests.
+    """
+
+    spec: RunSpec
+    runs: int
+    seconds: float
+
+    @property
+    def total(self) -> float:
+        """Seconds of all of them, one after another."""
+        return self.runs * self.seconds
+
+
+def duration(seconds: float) -> str:
+    """Such as 95 s, 17 min, 3.2 h or 12 days."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
+
+
+def images_of(spec: RunSpec) -> int:
+    """How many training images an epoch of ``spec`` has."""
+    whole, *_, classes = SHAPES[spec.dataset]
+    size = spec.train_size or whole
+    if spec.imbalance is None:
+        return size
+    return sum(imbalanced_counts([size // classes] * classes, spec.imbalance, spec.imbalance_ratio))
+
+
+def step_flops(spec: RunSpec) -> float:
+    """Floating-point operations of a training step's matrix work: two for each multiply-add."""
+    *_, channels, side, classes = SHAPES[spec.dataset]
+    model = build_model(spec.model, classes, seed=0)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        model(torch.zeros(2, channels, side, side)).sum().backward()
+    networks = 1 if spec.forget_rate is None else 2
+    return counter.get_total_flops() * spec.batch_size / 2 * networks
+
+
+def _made_up(spec: RunSpec, size: int) -> Dataset:
+    """Random images and labels of the data set's shape; ``size`` to train on."""
+    *_, channels, side, classes = SHAPES[spec.dataset]
+    generator = torch.Generator().manual_seed(0)
+
+    def images(n: int) -> torch.Tensor:
+        shape = (n, channels, side, side)
+        return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+
+    return Dataset(
+        name=spec.dataset,
+        train_images=images(size),
+        train_labels=torch.arange(size) % classes,
+        test_images=images(TIMED_TESTS),
+        test_labels=torch.arange(TIMED_TESTS) % classes,
+        num_classes=classes,
+        mean=(0.5,) * channels,
+        std=(0.5,) * channels,
+        origin="made up",
+    )
+
+
+def _measure(spec: RunSpec, device: str, precision: str) -> tuple[float, float]:
+    """Seconds of a step and of the test of one image: two short epochs, the second one counts."""
+    changes: dict[str, Any] = {"train_size": None, "imbalance": None, "imbalance_ratio": 1.0}
+    changes |= {"noise": "clean", "noise_rate": 0.0, "human_labels": None, "transition": None}
+    *_, channels, side, _ = SHAPES[spec.dataset]
+    batch = min(spec.batch_size, max(2, LARGEST_BATCH // (channels * side**2)))
+    short = spec.model_copy(update=changes | {"batch_size": batch, "epochs": 2})
+    stamps: list[float] = []
+
+    def stamp() -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        stamps.append(time.perf_counter())
+
+    data = _made_up(short, TIMED_STEPS * batch)
+    result = train(short, data, device=device, precision=precision, on_batch=stamp)
+    second = stamps[TIMED_STEPS:]
+    step = (second[-1] - second[0]) / (TIMED_STEPS - 1)
+    test = max(0.0, result.history["seconds"][1] - TIMED_STEPS * step) / TIMED_TESTS
+    return step * spec.batch_size / batch, test
+
+
+def estimate(
+    specs: Sequence[RunSpec],
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    tflops: float | None = None,
+) -> list[Cost]:
+    """What ``specs`` would cost, by kind: those with the same network, data and budget are one.
+
+    On this machine a few steps of each kind are timed, with the trainer itself on made-up images;
+    reading WebVision's files is not in it. For another device, the matrix work over
+    ``UTILISATION`` of its rate, and ``LAUNCHES`` a step: rough, and a lower bound where the network
+    is small.
+
+    Args:
+        specs: the runs that are missing.
+        device, precision: see :func:`lnlsr_lib.trainer.train`.
+        tflops: peak rate of another device, 1e12 operations per second, > 0; None for this machine.
+
+    Raises:
+        ValueError: a device or precision that is not there, or a bad ``tflops``.
+    """
+    if tflops is not None:
+        check_range("tflops", tflops, 0.0, open_low=True)
+    kinds: dict[tuple[object, ...], list[RunSpec]] = {}
+    for spec in specs:
+        key = (spec.dataset, spec.model, spec.batch_size, spec.forget_rate is None)
+        kinds.setdefault((*key, spec.epochs, images_of(spec)), []).append(spec)
+    timed: dict[tuple[object, ...], tuple[float, float]] = {}
+    costs = []
+    for whole_key, group in kinds.items():
+        spec, kind = group[0], whole_key[:4]
+        if kind not in timed:
+            if tflops is None:
+                timed[kind] = _measure(spec, device, precision)
+            else:
+                step = step_flops(spec) / (UTILISATION * tflops * 1e12) + LAUNCHES
+                timed[kind] = step, step / 3 / spec.batch_size
+        step, test = timed[kind]
+        steps = -(-images_of(spec) // spec.batch_size)
+        epoch = steps * step + SHAPES[spec.dataset][1] * test
+        costs.append(Cost(spec, len(group), spec.epochs * epoch))
+    return costs
