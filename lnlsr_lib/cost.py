@@ -17,7 +17,7 @@ from lnlsr_lib.noise import imbalanced_counts
 from lnlsr_lib.spec import RunSpec
 from lnlsr_lib.trainer import train
 
-__all__ = ["SHAPES", "Cost", "duration", "estimate", "images_of", "step_flops"]
+__all__ = ["SHAPES", "Cost", "duration", "estimate", "images_of", "made_up", "step_flops"]
 
 # Training images, test images, channels, side and classes of each data set.
 SHAPES = {
@@ -84,7 +84,7 @@ def step_flops(spec: RunSpec) -> float:
     return counter.get_total_flops() * spec.batch_size / 2 * networks
 
 
-def _made_up(spec: RunSpec, size: int) -> Dataset:
+def made_up(spec: RunSpec, size: int) -> Dataset:
     """Random images and labels of the data set's shape; ``size`` to train on."""
     *_, channels, side, classes = SHAPES[spec.dataset]
     generator = torch.Generator().manual_seed(0)
@@ -120,7 +120,7 @@ def _measure(spec: RunSpec, device: str, precision: str) -> tuple[float, float]:
             torch.cuda.synchronize()
         stamps.append(time.perf_counter())
 
-    data = _made_up(short, TIMED_STEPS * batch)
+    data = made_up(short, TIMED_STEPS * batch)
     result = train(short, data, device=device, precision=precision, on_batch=stamp)
     second = stamps[TIMED_STEPS:]
     step = (second[-1] - second[0]) / (TIMED_STEPS - 1)
