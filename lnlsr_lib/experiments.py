@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lnlsr_lib.protocol import PROFILES, Profile, make_spec
+from lnlsr_lib.protocol import METHODS, PROFILES, Profile, make_spec
 from lnlsr_lib.spec import RunSpec
 from lnlsr_lib.store import Store
 
@@ -17,6 +17,7 @@ Run = tuple[str, str, dict[str, Any]]  # data set, method, and what else make_sp
 COMPARED = ("ce", "fl", "gce", "sce", "nlnl", "apl", "ce_sr", "fl_sr", "gce_sr")
 PAIRS = ("ce", "ce_sr", "fl", "fl_sr", "gce", "gce_sr")
 CIFARS = ("cifar10", "cifar100")
+OTHER_LOSSES = ("mae", "rce", "nce", "nfl", "nce_rce", "nfl_rce", "nlnl_sr")
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,14 @@ EXPERIMENTS: dict[str, Experiment] = {
     "table6": Experiment(
         "Table 6: asymmetric noise, all rates",
         _grid(("mnist", *CIFARS), COMPARED, _noise("asymmetric", 0.1, 0.2, 0.3, 0.4)),
+    ),
+    "methods": Experiment(
+        "Every method, MNIST, symmetric 0.6",
+        _grid(["mnist"], (*METHODS, *OTHER_LOSSES), _noise("symmetric", 0.6)),
+    ),
+    "memorising": Experiment(
+        "Last epoch beside best, CIFAR-10, symmetric 0.6",
+        _grid(["cifar10"], ("ce", "ce_sr"), _noise("symmetric", 0.6)),
     ),
     "precision": Experiment(
         "bf16 beside float32, MNIST, symmetric 0.8", _grid(["mnist"], ("ce", "ce_sr"), MNIST_08)

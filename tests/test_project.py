@@ -8,6 +8,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from lnlsr_lib.experiments import experiment_specs
 from lnlsr_lib.plots import curves
 from lnlsr_lib.store import Store, results_folder
 
@@ -77,13 +78,13 @@ def test_committed_results_are_whole_and_carry_their_provenance():
         assert run.provenance["commit"]
 
 
-def test_a_committed_figures_data_are_those_of_the_committed_runs():
-    by_spec = {(r.spec.profile, r.spec.method, r.spec.seed): r for r in committed().runs()}
-    for path in (ROOT / "results" / "fig3").glob("*.csv"):
+@pytest.mark.parametrize("name", ["fig3", "memorising"])
+def test_a_committed_figures_data_are_those_of_the_committed_runs(name):
+    for path in (ROOT / "results" / name).glob("*.csv"):
         profile = path.stem.partition("-")[2] or "paper"
         if profile == "smoke":
             continue
         rows = path.read_text().splitlines()[1:]
-        keys = dict.fromkeys((line.split(",")[0], int(line.split(",")[1])) for line in rows)
-        runs = [by_spec[profile, method, seed] for method, seed in keys]
+        seeds = sorted({int(line.split(",")[1]) for line in rows})
+        runs = [committed().load(spec) for spec in experiment_specs(name, profile, seeds)]
         assert path.read_text() == curves(runs).to_csv(index=False)

@@ -531,3 +531,26 @@ def test_cuda_trains_resumes_and_returns_features(few, small_spec, precision):
     assert whole.features.device.type == "cpu"
     assert whole.device.startswith("cuda (")
     assert resumed.history["train_loss"] == pytest.approx(whole.history["train_loss"], rel=2e-2)
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=gpu) for m in ("ce", "gce_sr", "nlnl", "co_teaching", "apl")]
+)
+def test_cuda_is_asked_nothing_inside_an_epoch(few, small_spec, method):
+    """A question to the device would stall its queue at every step."""
+    spec = small_spec(method, batch_size=16, epochs=1, padding=4, flip=True, degrees=20.0)
+    steps = 0
+
+    def watch():
+        nonlocal steps
+        steps += 1
+        if steps == 1:
+            torch.cuda.set_sync_debug_mode("error")
+        elif steps == 12:
+            torch.cuda.set_sync_debug_mode("default")
+
+    try:
+        train(spec, few, device="cuda", precision="bf16", on_batch=watch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert steps == 12
