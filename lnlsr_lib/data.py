@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -530,11 +530,3 @@ def load_dataset(name: str, folder: Path | str | None = None) -> Dataset:
     if name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}; there are: {', '.join(DATASETS)}")
     return DATASETS[name](data_folder() if folder is None else Path(folder))
-
-
-def subset_of(data: Dataset, size: int, generator: torch.Generator) -> Dataset:
-    """``data`` with a class-balanced part of its training set; the test set stays whole."""
-    index = balanced_subset(data.train_labels, size, generator)
-    return replace(
-        data, train_images=data.train_images[index], train_labels=data.train_labels[index]
-    )

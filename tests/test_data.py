@@ -30,7 +30,6 @@ from lnlsr_lib.data import (
     data_folder,
     load_dataset,
     load_human_labels,
-    subset_of,
 )
 
 IMAGES, LABELS, TEST_IMAGES, TEST_LABELS = MNIST_FILES
@@ -746,14 +745,6 @@ def test_balanced_subset_depends_on_its_generator_alone():
 def test_impossible_subsets_are_refused(size):
     with pytest.raises(ValueError, match=r"positive multiple of 10, at most 200, got"):
         balanced_subset(torch.arange(10).repeat(20), size, torch.Generator())
-
-
-def test_subset_keeps_the_test_set_and_pairs_images_with_labels(digits):
-    part = subset_of(digits, 100, torch.Generator().manual_seed(0))
-    index = balanced_subset(digits.train_labels, 100, torch.Generator().manual_seed(0))
-    assert torch.equal(part.train_images, digits.train_images[index])
-    assert torch.equal(part.train_labels, digits.train_labels[index])
-    assert part.test_images is digits.test_images
 
 
 def dataset(**changes):
