@@ -79,7 +79,7 @@ TRAINING: dict[str, dict[str, Any]] = {
         "clip_norm": None,  # A
     },
 }
-# C: what table 5 changes, no clipping, no rotation, other deviations.
+# C, for table 5: no clipping, no rotation, other deviations.
 IMBALANCED: dict[str, Any] = {
     "clip_norm": None,
     "degrees": 0.0,
