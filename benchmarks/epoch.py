@@ -150,8 +150,8 @@ def our_epoch(spec: RunSpec, data: Dataset) -> float:
     stamps: list[float] = []
 
     def stamp() -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
         stamps.append(time.perf_counter())
 
     train(spec, data, on_batch=stamp)

@@ -38,14 +38,22 @@ def epoch_seconds(size: int, classes: int) -> float:
         num_classes=classes,
     )
     stamps: list[float] = []
-    train(spec, data, on_batch=lambda: stamps.append(time.perf_counter()))
+
+    def stamp() -> None:
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        stamps.append(time.perf_counter())
+
+    train(spec, data, on_batch=stamp)
     return (stamps[-1] - stamps[0]) * len(stamps) / (len(stamps) - 1)
 
 
-def peak_mib(dataset: str, answers: multiprocessing.Queue[int]) -> None:
+def peak_mib(
+    dataset: str, method: str, precision: str, answers: multiprocessing.Queue[int]
+) -> None:
     """Peak resident memory of this process, in MiB: loading, five steps, the whole test."""
-    spec = make_spec(dataset, "ce_sr", 0.6).model_copy(update={"epochs": 1, "train_size": 640})
-    train(spec)
+    spec = make_spec(dataset, method, 0.6).model_copy(update={"epochs": 1, "train_size": 640})
+    train(spec, precision=precision)
     answers.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
@@ -57,11 +65,16 @@ def main() -> None:
         "precision": resolve_precision("auto", device),
     }
     context, memory = multiprocessing.get_context("spawn"), []
-    for dataset in ("mnist", "cifar10"):
+    for dataset, method, precision in (
+        *(("mnist", "ce_sr", precision) for precision in ("float32", "bf16")),
+        *(("cifar10", "ce_sr", precision) for precision in ("float32", "bf16")),
+        *(("cifar10", "co_teaching", precision) for precision in ("float32", "bf16")),
+    ):
         answers = context.Queue()
-        child = context.Process(target=peak_mib, args=(dataset, answers))
+        child = context.Process(target=peak_mib, args=(dataset, method, precision, answers))
         child.start()
-        memory.append({"case": dataset, "peak_mib": answers.get(timeout=600)} | machine)
+        row = {"case": f"{dataset}, {method}", "peak_mib": answers.get(timeout=600)}
+        memory.append(row | machine | {"precision": precision})
         child.join()
     times: dict[tuple[int, int], list[float]] = {}
     for _ in tqdm(range(ROUNDS)):

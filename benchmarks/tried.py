@@ -1,4 +1,4 @@
-"""What was tried to make a step faster and did not pay, so that nobody need try it again.
+"""What was tried to make a step faster, beside what is in use, so that nobody need guess.
 
     python benchmarks/tried.py
 
@@ -86,7 +86,9 @@ class StridedPool(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
         right_top, right_bottom, below = ctx.saved_tensors
         n, c, h, w = gradient.shape
-        out = gradient.new_empty(n, c, 2 * h, 2 * w, memory_format=torch.channels_last)
+        out = torch.empty(n, c, 2 * h, 2 * w, dtype=gradient.dtype).contiguous(
+            memory_format=torch.channels_last
+        )
         zero = gradient.new_zeros(())
         top = torch.where(below, zero, gradient)
         bottom = gradient - top

@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "estimate",
         help="how long the missing runs of a figure or table would take",
         description="Count the runs of a figure or table that are not stored yet, time a few steps "
-        "of each kind on this machine (under a minute a kind), and say how long they would take. "
+        "of each kind on this machine, and say how long they would take. "
         "Nothing is stored.",
         epilog="Examples: 'lnlsr estimate table1 --profile paper'; for a GPU that is not here, by "
         "its peak rate (rough): 'lnlsr estimate table1 --profile paper --tflops 990'.",

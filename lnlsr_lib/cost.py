@@ -27,7 +27,7 @@ SHAPES = {
     "cifar100": (50_000, 10_000, 3, 32, 100),
     "webvision": (65_944, 2_500, 3, 224, 50),  # the Google subset's first 50 classes
 }
-TIMED_STEPS = 8
+TIMED_STEPS = 4
 TIMED_TESTS = 256  # images
 LARGEST_BATCH = 2**22  # input values; a larger batch is timed by a part of it
 # For a device that is not here; both ours, and rough: the share of its peak that convolutions of
@@ -87,6 +87,7 @@ def step_flops(spec: RunSpec) -> float:
 def made_up(spec: RunSpec, size: int) -> Dataset:
     """Random images and labels of the data set's shape; ``size`` to train on."""
     *_, channels, side, classes = SHAPES[spec.dataset]
+    tests = min(TIMED_TESTS, LARGEST_BATCH // (channels * side**2))
     generator = torch.Generator().manual_seed(0)
 
     def images(n: int) -> torch.Tensor:
@@ -97,8 +98,8 @@ def made_up(spec: RunSpec, size: int) -> Dataset:
         name=spec.dataset,
         train_images=images(size),
         train_labels=torch.arange(size) % classes,
-        test_images=images(TIMED_TESTS),
-        test_labels=torch.arange(TIMED_TESTS) % classes,
+        test_images=images(tests),
+        test_labels=torch.arange(tests) % classes,
         num_classes=classes,
         mean=(0.5,) * channels,
         std=(0.5,) * channels,
@@ -116,15 +117,15 @@ def _measure(spec: RunSpec, device: str, precision: str) -> tuple[float, float]:
     stamps: list[float] = []
 
     def stamp() -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
         stamps.append(time.perf_counter())
 
     data = made_up(short, TIMED_STEPS * batch)
     result = train(short, data, device=device, precision=precision, on_batch=stamp)
     second = stamps[TIMED_STEPS:]
     step = (second[-1] - second[0]) / (TIMED_STEPS - 1)
-    test = max(0.0, result.history["seconds"][1] - TIMED_STEPS * step) / TIMED_TESTS
+    test = max(0.0, result.history["seconds"][1] - TIMED_STEPS * step) / len(data.test_labels)
     return step * spec.batch_size / batch, test
 
 

@@ -114,7 +114,7 @@ def _resnet34(num_classes: int) -> nn.Module:
 
 
 def _resnet50(num_classes: int) -> nn.Module:
-    """Torchvision's ResNet-50, with its initialisation. Source: the paper, appendix B."""
+    """Torchvision's ResNet-50, with its initialisation. Source: the paper, section 3.3."""
     return _ResNet(Bottleneck, [3, 4, 6, 3], num_classes=num_classes)
 
 

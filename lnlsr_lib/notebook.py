@@ -57,6 +57,7 @@ def choose_profile(
     seeds: Sequence[int],
     store: Store,
     precisions: Sequence[str | None] = (None,),
+    device: str = "auto",
 ) -> Profile:
     """The profile to show: the one that is asked for, or the best one whose runs are stored.
 
@@ -67,11 +68,13 @@ def choose_profile(
         profile: "auto", "paper", "lite" or "smoke".
         seeds: those wanted.
         store: the results.
-        precisions: in which the runs must be stored, each; None is any.
+        precisions: in which the runs must be stored, each; None or "auto" is any.
+        device: where missing runs would be trained.
 
     Raises:
         ValueError: an unknown experiment or profile.
     """
+    precisions = [None if choice == "auto" else choice for choice in precisions]
     if profile == "auto":
         best = best_profile(name, store, seeds, precisions)
         if best is None:
@@ -83,11 +86,12 @@ def choose_profile(
     if profile not in PROFILES:
         raise ValueError(f"profile must be auto, {', '.join(PROFILES)}, got {profile!r}")
     specs = experiment_specs(name, profile, seeds)
-    missing = [spec for choice in precisions for spec in store.missing(specs, choice)]
-    if missing and profile != "smoke":
-        costs = estimate(missing)
-        print(
-            f"{len(missing)} runs of profile {profile} are not stored and will be trained now, "
-            f"in about {duration(sum(cost.total for cost in costs))} on this machine."
-        )
+    for choice in precisions:
+        missing = store.missing(specs, choice)
+        if missing and profile != "smoke":
+            costs = estimate(missing, device=device, precision=choice or "auto")
+            print(
+                f"{len(missing)} runs of profile {profile} are not stored and will be trained now, "
+                f"in about {duration(sum(cost.total for cost in costs))} on this machine."
+            )
     return profile

@@ -30,7 +30,13 @@ def use_style() -> None:
 
 
 def curves(runs: Sequence[StoredRun]) -> pd.DataFrame:
-    """The histories of ``runs`` in one long table: method, seed, epoch (from 1), each series."""
+    """The histories of ``runs`` in one long table: method, seed, epoch (from 1), each series.
+
+    Raises:
+        ValueError: two runs of one method and seed, which would be drawn as one.
+    """
+    if len({(run.spec.method, run.spec.seed) for run in runs}) != len(runs):
+        raise ValueError("runs must differ in method or seed; draw other conditions apart")
     tables = [
         pd.DataFrame(run.history).assign(
             method=run.spec.method, seed=run.spec.seed, epoch=range(1, run.spec.epochs + 1)

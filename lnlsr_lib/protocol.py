@@ -68,14 +68,14 @@ TRAINING: dict[str, dict[str, Any]] = {
         "degrees": 20.0,  # C
     },
     "webvision": {  # its augmentation belongs to the stream, see lnlsr_lib.webvision
-        "model": "resnet50",  # P: section 3.2
-        "paper_epochs": 250,  # P: section 3.2
-        "batch_size": 512,  # P: section 3.2
-        "learning_rate": 0.4,  # P: section 3.2
-        "momentum": 0.9,  # P: section 3.2
-        "nesterov": True,  # P: section 3.2
+        "model": "resnet50",  # P: section 3.3
+        "paper_epochs": 250,  # P: section 3.3
+        "batch_size": 512,  # P: section 3.3
+        "learning_rate": 0.4,  # P: section 3.3
+        "momentum": 0.9,  # P: section 3.3
+        "nesterov": True,  # P: section 3.3
         "weight_decay": 3e-5,  # A (the value is lost in the paper's text)
-        "decay": 0.97,  # P: section 3.2
+        "decay": 0.97,  # P: section 3.3
         "clip_norm": None,  # A
     },
 }
@@ -245,7 +245,7 @@ def make_spec(
         "loss_params": {**params, **(loss_params or {})},
         "noise": noise,
         "noise_rate": noise_rate,
-        "noise_variant": variant,
+        "noise_variant": variant if noise != "clean" else "paper",
         "human_labels": human_labels,
         "transition": transition,
         "imbalance": imbalance,
@@ -265,8 +265,12 @@ def make_spec(
     elif sr:
         raise ValueError(f"method {method!r} has no SR whose parameters could be changed")
     if method == "co_teaching":
+        if noise in ("human", "transition") and profile != "smoke":
+            raise ValueError(f"Co-teaching has to know the noise rate, and {noise} noise has none")
         fields["forget_rate"] = noise_rate  # Han et al., NeurIPS 2018
     if imbalance is not None:
+        if dataset not in IMBALANCED_SR:
+            raise ValueError(f"imbalance goes with {' and '.join(IMBALANCED_SR)}, got {dataset!r}")
         fields |= IMBALANCED
     fields |= REDUCED[profile].get(dataset, {})
     if profile == "smoke" and noise == "human":

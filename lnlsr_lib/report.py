@@ -7,13 +7,22 @@ from pathlib import Path
 
 import pandas as pd
 
-from lnlsr_lib.cost import duration
+from lnlsr_lib.cost import SHAPES, duration, images_of
 from lnlsr_lib.paper import Published, published
-from lnlsr_lib.protocol import method_name
+from lnlsr_lib.protocol import make_spec, method_name
 from lnlsr_lib.spec import RunSpec
 from lnlsr_lib.store import StoredRun
 
-__all__ = ["badge", "claims", "comparison", "downloads", "paper_condition", "precisions", "verdict"]
+__all__ = [
+    "badge",
+    "claims",
+    "comparison",
+    "downloads",
+    "follows_protocol",
+    "paper_condition",
+    "precisions",
+    "verdict",
+]
 
 # When two accuracies count as the same; all three are ours. Percentage points.
 AGREES_STDS = 2.0
@@ -62,11 +71,16 @@ def comparison(runs: Sequence[StoredRun]) -> pd.DataFrame:
         paper = published(spec.dataset, spec.method, *paper_condition(spec))
         if spec.profile != "paper":
             said = "reduced run: no verdict"
+        elif not follows_protocol(spec):
+            said, paper = "not the paper's protocol", None
         else:
             said = "not in the paper" if paper is None else verdict(float(final.mean()), paper)
+            if any("copy" in run.provenance["data"] for run in group):
+                said += ", on a copy of the data"
         rows.append(
             {
                 "method": method_name(spec.method),
+                "condition": spec.condition,
                 "seeds": len(group),
                 "ours, last epoch": _mean_std(final),
                 "ours, best epoch": _mean_std(best),
@@ -74,7 +88,27 @@ def comparison(runs: Sequence[StoredRun]) -> pd.DataFrame:
                 "verdict": said,
             }
         )
+    if len({row["condition"] for row in rows}) == 1:
+        for row in rows:
+            del row["condition"]
     return _by_method(rows)
+
+
+def follows_protocol(spec: RunSpec) -> bool:
+    """Whether this is a run of the paper's own: no swept parameter, no variant of the code's."""
+    protocol = make_spec(
+        spec.dataset,
+        spec.method,
+        spec.noise_rate,
+        noise=spec.noise,
+        imbalance=spec.imbalance,
+        imbalance_ratio=spec.imbalance_ratio,
+        human_labels=spec.human_labels,
+        transition=spec.transition,
+        profile=spec.profile,
+        seed=spec.seed,
+    )
+    return spec == protocol and not (spec.imbalance and spec.noise != "clean")
 
 
 def paper_condition(spec: RunSpec) -> tuple[str, float]:
@@ -114,7 +148,10 @@ def badge(runs: Sequence[StoredRun]) -> str:
         (run.provenance["commit"] or "no commit")[:8] + "+" * bool(run.provenance["modified"])
         for run in runs
     ]
-    sizes = [run.spec.train_size or "all" for run in runs]
+    sizes = [
+        "all" if images_of(run.spec) == SHAPES[run.spec.dataset][0] else images_of(run.spec)
+        for run in runs
+    ]
     return (
         f"**Profile {each([run.spec.profile for run in runs])}** · "
         f"data: {each([run.provenance['data'] for run in runs])}, "

@@ -41,10 +41,10 @@ class SparseSpec(_Frozen):
 
 
 class RunSpec(_Frozen):
-    """What is to be trained. Same spec, same machine, same precision: same bits.
+    """What is to be trained. Same spec, same CPU, same precision: same bits.
 
     Attributes:
-        dataset: name in :data:`lnlsr_lib.data.DATASETS`.
+        dataset: name in :data:`lnlsr_lib.data.DATASETS`, or "webvision".
         train_size: class-balanced subset of the training set; None for all of it.
         model: name in :data:`lnlsr_lib.models.MODELS`.
         method: the paper's name for the combination, such as "ce_sr".
@@ -119,10 +119,20 @@ class RunSpec(_Frozen):
         for kind, name in (("human", "human_labels"), ("transition", "transition")):
             if (self.noise == kind) != (getattr(self, name) is not None):
                 raise ValueError(f"{name} goes with noise {kind!r}, and with no other")
+        for row in self.transition or ():
+            square = len(row) == len(self.transition or ()) >= 2
+            if not square or min(row) < 0 or not abs(sum(row) - 1) < 1e-6:
+                raise ValueError(
+                    "transition must be K rows of K probabilities, each row summing to 1"
+                )
         if (self.imbalance is None) != (self.imbalance_ratio == 1):
             raise ValueError("imbalance_ratio must be 1 without imbalance, and below 1 with it")
-        if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std go together")
+        if len(self.mean or ()) != len(self.std or ()) or min(self.std or (1.0,)) <= 0:
+            raise ValueError("mean and std go together, one of each a channel, std above 0")
+        if self.noise == "clean" and self.noise_variant != "paper":
+            raise ValueError("noise_variant goes with noise; clean labels have none")
+        if self.loss == "nlnl" and self.sr is not None and self.sr.unit_logits:
+            raise ValueError("nlnl cannot trust outputs that unit_logits keeps below 1/2")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
         if self.dataset == "webvision" and (

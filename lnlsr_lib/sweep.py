@@ -12,7 +12,7 @@ from lnlsr_lib.cost import images_of
 from lnlsr_lib.data import DATASETS, Dataset, load_dataset
 from lnlsr_lib.spec import RunSpec
 from lnlsr_lib.store import BusyError, Store, StoredRun
-from lnlsr_lib.trainer import resolve_device, resolve_precision, selection, train
+from lnlsr_lib.trainer import DivergedError, resolve_device, resolve_precision, selection, train
 
 __all__ = ["run_all", "run_one"]
 
@@ -99,16 +99,18 @@ def run_all(
 
     Each finished run is stored at once, and an unfinished one goes on from its last epoch, so this
     may be killed and called again at any time. Several processes called with the same store share
-    the work: a run that another one is at is left to it, and waited for. Arguments and errors as
-    for :func:`run_one`.
+    the work: a run that another one is at is left to it, and waited for. A run that diverges does
+    not keep the others back; it is reported at the end. Arguments and errors as for
+    :func:`run_one`.
     """
     loaded: dict[str, Dataset] = {}
     runs: dict[RunSpec, StoredRun] = {}
+    diverged: dict[RunSpec, DivergedError] = {}
     wanted = None if precision == "auto" else precision
     while len(runs) < len(set(specs)):
         progressed = False
         for number, spec in enumerate(specs, start=1):
-            if spec in runs:
+            if spec in runs or spec in diverged:
                 continue
             known = spec.dataset in loaded or spec.dataset not in DATASETS  # the rest is streamed
             if not known and store.missing([spec], wanted):
@@ -126,6 +128,10 @@ def run_all(
                 progressed = True
             except BusyError:
                 continue
+            except DivergedError as error:  # it would diverge again: the others are not kept back
+                diverged[spec] = error
+        if len(runs) + len(diverged) == len(set(specs)) and diverged:
+            raise DivergedError("; ".join(str(error) for error in diverged.values()))
         if not progressed:
             time.sleep(POLL_SECONDS)
     return [runs[spec] for spec in specs]

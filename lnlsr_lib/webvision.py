@@ -71,7 +71,7 @@ class WebVisionStream(torch.utils.data.Dataset[Sample]):
     Raises:
         DataError: the list is missing or malformed, or has no image of these classes.
 
-    Source: the paper, section 4.3, and the authors' code.
+    Source: the paper, section 3.3, and the authors' code.
     """
 
     def __init__(

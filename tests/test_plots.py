@@ -24,6 +24,11 @@ def test_curves_are_one_long_table():
     assert set(table[table.method == "ce_sr"].seed) == {2}
 
 
+def test_two_conditions_are_not_drawn_as_one_line():
+    with pytest.raises(ValueError, match="must differ in method or seed"):
+        plots.curves([stored("ce"), stored("ce", accuracy=(1.0, 2.0, 3.0))])
+
+
 def test_a_line_is_the_mean_over_seeds_and_a_band_their_range():
     runs = [stored("ce", 1, accuracy=(10, 20, 30)), stored("ce", 2, accuracy=(20, 40, 50))]
     axes = Figure().subplots()

@@ -55,6 +55,54 @@ def test_comparison_averages_over_seeds_alone():
     assert table.loc["CE+SR", "seeds"] == 2
 
 
+def with_spec(run, **changes):
+    return StoredRun(run.spec.model_copy(update=changes), run.history, run.provenance)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"noise_variant": "official"},
+        {"learning_rate": 0.02},
+        {"sr": None},
+        {"sr": stored().spec.sr.model_copy(update={"p": 0.5})},
+    ],
+    ids=repr,
+)
+def test_a_run_by_another_protocol_gets_no_verdict(changes):
+    table = report.comparison([with_spec(stored(), **changes)])
+    assert table.loc["CE+SR", "verdict"] == "not the paper's protocol"
+    assert table.loc["CE+SR", "paper"] == ""
+
+
+def test_a_verdict_on_a_copy_of_the_data_says_so():
+    table = report.comparison([stored(data="MNIST (JPEG copy)")])
+    assert table.loc["CE+SR", "verdict"] == "agrees, on a copy of the data"
+
+
+def test_conditions_are_named_where_they_differ():
+    other = make_spec("mnist", "ce_sr", 0.6)
+    runs = [stored(), StoredRun(other, stored().history, stored().provenance)]
+    assert list(report.comparison(runs)["condition"]) == ["sym0.8", "sym0.6"]
+    assert "condition" not in report.comparison([stored()])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "method", "condition", "paper"),
+    [
+        ("cifar10", "ce", {"imbalance": "long-tailed", "imbalance_ratio": 0.1}, ("lt", 0.1)),
+        ("cifar100", "ce_sr", {"imbalance": "step", "imbalance_ratio": 0.01}, ("step", 0.01)),
+        ("webvision", "ce_sr", {}, ("web", 0.0)),
+        ("cifar10", "apl", {"noise_rate": 0.4, "noise": "asymmetric"}, ("asymmetric", 0.4)),
+    ],
+)
+def test_conditions_are_found_in_the_papers_tables(dataset, method, condition, paper):
+    spec = make_spec(dataset, method, **condition)
+    assert report.paper_condition(spec) == paper
+    assert report.published(dataset, method, *paper) is not None
+    assert report.follows_protocol(spec)
+
+
 def test_a_reduced_run_gets_no_verdict():
     table = report.comparison([stored(profile="lite")])
     assert table.loc["CE+SR", "verdict"] == "reduced run: no verdict"

@@ -177,6 +177,13 @@ def test_specs_are_frozen(name):
         {"human_labels": "../worse", "noise": "human", "noise_rate": 0.0},
         {"transition": [[1.0, 0.0], [0.0, 1.0]]},
         {"noise_variant": "ours"},
+        {"noise": "clean", "noise_rate": 0.0, "noise_variant": "official"},
+        *(
+            {"transition": rows, "noise": "transition", "noise_rate": 0.0}
+            for rows in ([[1.0]], [[0.5, 0.4], [0.0, 1.0]], [[1.0, 0.0]], [[2.0, -1.0], [0.0, 1.0]])
+        ),
+        {"std": [0.0], "mean": [0.5]},
+        {"std": [0.5], "mean": [0.5, 0.5]},
         {"imbalance": "step"},
         {"imbalance": "steep", "imbalance_ratio": 0.1},
         {"imbalance_ratio": 0.1},

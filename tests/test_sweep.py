@@ -13,7 +13,7 @@ import torch
 from lnlsr_lib import sweep
 from lnlsr_lib.store import BusyError, Store, StoreError
 from lnlsr_lib.sweep import run_all, run_one
-from lnlsr_lib.trainer import train
+from lnlsr_lib.trainer import DivergedError, train
 
 QUIET = {"device": "cpu", "precision": "float32", "progress": False}
 forks = pytest.mark.skipif(
@@ -231,3 +231,12 @@ def test_two_workers_share_the_runs_and_train_each_once(store, tiny, tiny_spec, 
     assert sorted(run for _, run in trained) == sorted(spec.id for spec in specs)
     assert {int(worker) for worker, _ in trained} == {worker.pid for worker in workers}
     assert len(store.runs()) == 6
+
+
+def test_a_run_that_diverges_does_not_keep_the_others_back(store, tiny, tiny_spec, monkeypatch):
+    monkeypatch.setattr(sweep, "load_dataset", lambda name: tiny)
+    broken = tiny_spec("ce", learning_rate=1e30, clip_norm=None)
+    whole = tiny_spec("ce")
+    with pytest.raises(DivergedError, match=broken.id):
+        run_all([broken, whole], store, **QUIET)
+    assert store.missing([broken, whole]) == [broken]

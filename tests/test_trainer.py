@@ -474,6 +474,19 @@ def test_the_state_of_another_run_is_refused(few, small_spec):
         train(small_spec(epochs=1), few, device="cpu", precision="bf16", state=states[0])
 
 
+def test_the_state_of_other_data_is_refused(few, small_spec):
+    states = []
+    train(small_spec(), few, **CPU, on_epoch=lambda state: states.append(copy.deepcopy(state)))
+    with pytest.raises(ValueError, match=r"the state was made with torch .*, and this is torch"):
+        train(small_spec(), replace(few, origin="a JPEG copy"), **CPU, state=states[0])
+
+
+def test_a_transition_for_other_classes_is_refused(few, small_spec):
+    spec = small_spec("ce", noise="transition", noise_rate=0.0, transition=[[1.0, 0.0], [0.0, 1.0]])
+    with pytest.raises(ValueError, match="a row for each of 10 classes of digits"):
+        train(spec, few, **CPU)
+
+
 @pytest.mark.parametrize("device", ["abacus", "cuda:99", "cpu:x", ""])
 def test_unknown_devices_are_refused(few, small_spec, device):
     with pytest.raises(ValueError, match=f"device '{device}' cannot be used here"):
