@@ -112,7 +112,7 @@ def follows_protocol(spec: RunSpec) -> bool:
 
 
 def paper_condition(spec: RunSpec) -> tuple[str, float]:
-    """The noise and its rate, or the imbalance and its ratio, as :func:`published` takes them."""
+    """The noise and its rate, or the imbalance and its ratio, as the paper's tables have them."""
     if spec.dataset == "webvision":
         return "web", 0.0
     if spec.imbalance is not None:

@@ -163,7 +163,7 @@ class RunSpec(_Frozen):
 
     @property
     def condition(self) -> str:
-        """What was done to the labels and the classes, in short: ``sym0.8``, ``clean-lt0.1``."""
+        """Noise and imbalance, such as ``sym0.8`` or ``clean-lt0.1``."""
         kind = {"symmetric": "sym", "asymmetric": "asym"}.get(self.noise, self.noise)
         kind += f"{self.noise_rate:g}" if self.noise_rate else ""
         kind += f"-{self.human_labels}" if self.human_labels else ""
