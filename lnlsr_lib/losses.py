@@ -24,12 +24,7 @@ __all__ = [
     "FocalLoss",
     "GeneralizedCrossEntropy",
     "Loss",
-    "MeanAbsoluteError",
     "NegativeLearning",
-    "NormalizedCrossEntropy",
-    "NormalizedFocalLoss",
-    "PartiallyHuberisedCrossEntropy",
-    "ReverseCrossEntropy",
     "WeightedSum",
     "build_loss",
     "co_teaching_loss",
@@ -259,20 +254,28 @@ class Loss(nn.Module):
 
     Args:
         reduction: "mean" (default), "sum", or "none" for the per-sample values (N,).
+        function: of (logits, labels) and ``params`` to one loss per sample, (N,); it is called once
+            here, so that bad parameters are refused at once.
 
     Raises:
-        ValueError: an unknown reduction.
+        TypeError, ValueError: an unknown reduction, or parameters that the function refuses.
     """
 
-    def __init__(self, reduction: str = "mean") -> None:
+    def __init__(
+        self, reduction: str = "mean", function: Callable[..., Tensor] | None = None, **params: Any
+    ) -> None:
         super().__init__()
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
         self.reduction = reduction
+        if function is not None:
+            function(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), **params)
+        self.function, self.params = function, params
 
     def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
         """One loss per sample, (N,)."""
-        raise AssertionError("a subclass defines per_sample")
+        assert self.function is not None, "a subclass without a function defines per_sample"
+        return self.function(logits, labels, **self.params)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         loss = self.per_sample(logits, labels)  # (N,)
@@ -280,82 +283,29 @@ class Loss(nn.Module):
             return loss
         return loss.mean() if self.reduction == "mean" else loss.sum()
 
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.params.items())
+
 
 class CrossEntropy(Loss):
     """CE, see :func:`cross_entropy`."""
 
-    def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(logits, labels)
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__(reduction, cross_entropy)
 
 
 class FocalLoss(Loss):
     """FL, see :func:`focal_loss`."""
 
     def __init__(self, gamma: float = 0.5, reduction: str = "mean") -> None:
-        super().__init__(reduction)
-        check_range("gamma", gamma, 0.0)
-        self.gamma = gamma
-
-    def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return focal_loss(logits, labels, self.gamma)
+        super().__init__(reduction, focal_loss, gamma=gamma)
 
 
 class GeneralizedCrossEntropy(Loss):
     """GCE, see :func:`generalized_cross_entropy`."""
 
     def __init__(self, q: float = 0.7, floor: float = 0.0, reduction: str = "mean") -> None:
-        super().__init__(reduction)
-        check_range("q", q, 0.0, 1.0, open_low=True)
-        check_range("floor", floor, 0.0, 1.0)
-        self.q, self.floor = q, floor
-
-    def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return generalized_cross_entropy(logits, labels, self.q, self.floor)
-
-
-class MeanAbsoluteError(Loss):
-    """MAE, see :func:`mean_absolute_error`."""
-
-    def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return mean_absolute_error(logits, labels)
-
-
-class ReverseCrossEntropy(Loss):
-    """RCE, see :func:`reverse_cross_entropy`."""
-
-    def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return reverse_cross_entropy(logits, labels)
-
-
-class NormalizedCrossEntropy(Loss):
-    """NCE, see :func:`normalized_cross_entropy`."""
-
-    def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return normalized_cross_entropy(logits, labels)
-
-
-class NormalizedFocalLoss(Loss):
-    """NFL, see :func:`normalized_focal_loss`."""
-
-    def __init__(self, gamma: float = 0.5, reduction: str = "mean") -> None:
-        super().__init__(reduction)
-        check_range("gamma", gamma, 0.0)
-        self.gamma = gamma
-
-    def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return normalized_focal_loss(logits, labels, self.gamma)
-
-
-class PartiallyHuberisedCrossEntropy(Loss):
-    """PHuber-CE, see :func:`partially_huberised_cross_entropy`."""
-
-    def __init__(self, t: float = 10.0, reduction: str = "mean") -> None:
-        super().__init__(reduction)
-        check_range("t", t, 1.0, open_low=True)
-        self.t = t
-
-    def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return partially_huberised_cross_entropy(logits, labels, self.t)
+        super().__init__(reduction, generalized_cross_entropy, q=q, floor=floor)
 
 
 class WeightedSum(Loss):
@@ -524,11 +474,11 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "ce": CrossEntropy,
     "fl": FocalLoss,
     "gce": GeneralizedCrossEntropy,
-    "mae": MeanAbsoluteError,
-    "rce": ReverseCrossEntropy,
-    "nce": NormalizedCrossEntropy,
-    "nfl": NormalizedFocalLoss,
-    "phuber_ce": PartiallyHuberisedCrossEntropy,
+    "mae": partial(Loss, function=mean_absolute_error),
+    "rce": partial(Loss, function=reverse_cross_entropy),
+    "nce": partial(Loss, function=normalized_cross_entropy),
+    "nfl": partial(Loss, function=normalized_focal_loss),
+    "phuber_ce": partial(Loss, function=partially_huberised_cross_entropy),
     "nlnl": NegativeLearning,
     "sce": partial(WeightedSum, cross_entropy, reverse_cross_entropy),
     "apl": partial(WeightedSum, normalized_cross_entropy, mean_absolute_error),

@@ -70,8 +70,12 @@ def test_tests_do_not_write_into_the_committed_results():
 
 
 def test_committed_results_are_whole_and_carry_their_provenance():
+    """Smoke runs are made by every build of the book, and are not for git."""
+    assert "/results/runs/digits-*" in (ROOT / ".gitignore").read_text().splitlines()
     for run in committed().runs():
-        assert run.spec.profile != "smoke"
+        if run.spec.profile == "smoke":
+            assert run.spec.dataset == "digits"
+            continue
         assert {"commit", "torch", "device", "precision", "threads", "seconds", "data"} <= set(
             run.provenance
         )
