@@ -116,7 +116,7 @@ def generalized_cross_entropy(
 
     q -> 0 is CE; q = 1 is 1 - u_y, half of MAE. The paper uses q = 0.7. A sample below the floor
     has no gradient: the network gives up on labels that it is sure are wrong. For q near 0 that
-    makes all the difference to GCE+SR, which without it loses classes on MNIST.
+    matters to GCE+SR, which without it first falls to a few classes on MNIST.
 
     Args:
         logits: (N, K), any floating dtype.
