@@ -25,7 +25,7 @@ from itertools import pairwise
 
 import torch
 from PIL import Image
-from report import write_rows
+from report import epoch_seconds, write_rows
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
@@ -43,7 +43,6 @@ from lnlsr_lib.trainer import (
     keep_freed_memory,
     resolve_device,
     resolve_precision,
-    train,
 )
 
 
@@ -145,20 +144,6 @@ def conventional_epoch(spec: RunSpec, images: PILImages, device: torch.device) -
     return (stamps[-1] - stamps[0]) * len(stamps) / (len(stamps) - 1)
 
 
-def our_epoch(spec: RunSpec, data: Dataset) -> float:
-    """Seconds of the training part of one epoch of ours."""
-    stamps: list[float] = []
-
-    def stamp() -> None:
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
-        stamps.append(time.perf_counter())
-
-    train(spec, data, on_batch=stamp)
-    # From the first step's end to the last's, scaled to all steps: leaves the set-up out.
-    return (stamps[-1] - stamps[0]) * len(stamps) / (len(stamps) - 1)
-
-
 def gemm_rate(precision: str, device: torch.device) -> float:
     """Operations a second of a 2048 x 2048 matrix product, at its best."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -192,7 +177,7 @@ def run_case(name: str, rounds: int) -> dict[str, object]:
         default_memory()
         conventional.append(conventional_epoch(spec, images, device))
         our_memory()
-        ours.append(our_epoch(spec, data))
+        ours.append(epoch_seconds(spec, data))
         rates.append(gemm_rate(precision, device))
     steps = -(-case.images // spec.batch_size)
     step = statistics.median(ours[1:]) / steps

@@ -1,18 +1,38 @@
-"""Where the benchmarks write what they measured: results/benchmarks/<name>.csv, and the screen."""
+"""What the benchmarks share: timing our epoch, and results/benchmarks/<name>.csv."""
 
 from __future__ import annotations
 
-import pandas as pd
+import time
 
+import pandas as pd
+import torch
+
+from lnlsr_lib.data import Dataset
+from lnlsr_lib.spec import RunSpec
 from lnlsr_lib.store import code_version, results_folder, write_atomically
+from lnlsr_lib.trainer import train
+
+
+def epoch_seconds(spec: RunSpec, data: Dataset) -> float:
+    """Seconds of the training part of one epoch of ours.
+
+    From the first step's end to the last's, scaled to all steps: leaves the set-up out.
+    """
+    stamps: list[float] = []
+
+    def stamp() -> None:
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        stamps.append(time.perf_counter())
+
+    train(spec, data, on_batch=stamp)
+    return (stamps[-1] - stamps[0]) * len(stamps) / (len(stamps) - 1)
 
 
 def write_rows(name: str, rows: list[dict[str, object]]) -> None:
     """Store the rows, with the code's commit and PyTorch's version in each, and print them."""
-    from torch import __version__ as torch_version
-
     commit = (code_version()["commit"] or "no commit")[:8] + "+" * bool(code_version()["modified"])
-    table = pd.DataFrame([row | {"torch": torch_version, "commit": commit} for row in rows])
+    table = pd.DataFrame([row | {"torch": torch.__version__, "commit": commit} for row in rows])
     path = results_folder() / "benchmarks" / f"{name}.csv"
     write_atomically(path, table.to_csv(index=False).encode())
     print(table.T.to_string())

@@ -13,11 +13,10 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import statistics
-import time
 from dataclasses import replace
 
 import torch
-from report import write_rows
+from report import epoch_seconds, write_rows
 from tqdm import tqdm
 
 from lnlsr_lib.cost import made_up
@@ -29,23 +28,13 @@ SIZES = [(size, 10) for size in (10_000, 20_000, 60_000)]
 CLASSES = [(10_000, classes) for classes in (100, 1_000)]
 
 
-def epoch_seconds(size: int, classes: int) -> float:
+def seconds_of(size: int, classes: int) -> float:
     """Seconds of the training part of an epoch."""
     spec = make_spec("mnist", "ce_sr").model_copy(update={"epochs": 1})
     data = replace(
-        made_up(spec, size),
-        train_labels=torch.arange(size) % classes,
-        num_classes=classes,
+        made_up(spec, size), train_labels=torch.arange(size) % classes, num_classes=classes
     )
-    stamps: list[float] = []
-
-    def stamp() -> None:
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
-        stamps.append(time.perf_counter())
-
-    train(spec, data, on_batch=stamp)
-    return (stamps[-1] - stamps[0]) * len(stamps) / (len(stamps) - 1)
+    return epoch_seconds(spec, data)
 
 
 def peak_mib(
@@ -79,7 +68,7 @@ def main() -> None:
     times: dict[tuple[int, int], list[float]] = {}
     for _ in tqdm(range(ROUNDS)):
         for case in SIZES + CLASSES:
-            times.setdefault(case, []).append(epoch_seconds(*case))
+            times.setdefault(case, []).append(seconds_of(*case))
     first = statistics.median(times[SIZES[0]])
     rows = [
         {
