@@ -166,16 +166,19 @@ def badge(runs: Sequence[StoredRun]) -> str:
     )
 
 
-def claims(statements: Sequence[tuple[str, bool]], profile: str) -> str:
+def claims(
+    statements: Sequence[tuple[str, bool]], profile: str, heading: str = "The paper's claims"
+) -> str:
     """The paper's claims, each with whether our runs bear it out, as a Markdown list.
 
     Args:
         statements: (claim, whether it holds in our runs).
         profile: of the runs; a reduced one is named, since its budget is not the paper's.
+        heading: what they are, where the paper does not make them.
     """
     scope = "" if profile == "paper" else f" (profile {profile}: not the paper's budget)"
     lines = [f"- {'holds' if holds else '**does not hold**'}: {text}" for text, holds in statements]
-    return f"**The paper's claims, in our runs{scope}:**\n\n" + "\n".join(lines)
+    return f"**{heading}, in our runs{scope}:**\n\n" + "\n".join(lines)
 
 
 def downloads(stem: Path, notebook: str) -> str:
