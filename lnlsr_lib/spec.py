@@ -13,7 +13,8 @@ from lnlsr_lib.losses import build_loss
 
 __all__ = ["PROTOCOL_VERSION", "RunSpec", "SparseSpec"]
 
-# Bumped whenever the trainer's numerics change, so that old results never pass for new ones.
+# Bumped whenever what the trainer computes changes by more than its rounding (that changes with
+# PyTorch and the machine, too), so that old results never pass for new ones.
 PROTOCOL_VERSION = 1
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -1,11 +1,20 @@
-"""The networks: size, initialisation, seeds, and that ReLU after the pool is ReLU before it."""
+"""The networks: size, initialisation, seeds, and that they are the textbook's."""
+
+import copy
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lnlsr_lib.models import MODELS, build_model
+from lnlsr_lib.models import (
+    MODELS,
+    _NormPool,
+    build_model,
+    channels_last,
+    flatten,
+    norm_pool,
+)
 
 
 @pytest.mark.parametrize(
@@ -67,28 +76,120 @@ def test_resnet34_starts_as_the_authors_do_and_resnet50_as_torchvisions():
     assert normal.abs().max() > 2 * normal.std() * 3**0.5  # Kaiming-normal is not
 
 
+def textbook(name, x, model):
+    """Convolution, BatchNorm, ReLU, pool; flattened as (C, H, W); with the weights of ``model``."""
+    if name == "cnn4":
+        h = F.max_pool2d(F.relu(model.bn1(model.conv1(x))), 2)
+        h = F.max_pool2d(F.relu(model.bn2(model.conv2(h))), 2)
+    else:
+        h = x
+        for i in range(6):
+            h = F.relu(model.norms[i](model.convs[i](h)))
+            h = F.max_pool2d(h, 2) if i in (1, 3, 5) else h
+    weight = model.fc1.weight.unflatten(1, (-1, h.shape[1])).transpose(1, 2).flatten(1)
+    norm = model.bn3 if name == "cnn4" else model.bn
+    return model.fc2(F.relu(norm(F.linear(h.flatten(1), weight, model.fc1.bias))))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("training", [True, False])
-def test_cnn8_is_three_pairs_of_textbook_blocks(training):
-    """Convolution, BatchNorm, ReLU, and a pool after every second block, to the same bits."""
-    model = build_model("cnn8", 10, seed=3).train(training)
-    h = x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    for i in range(6):
-        h = F.relu(model.norms[i](model.convs[i](h)))
-        h = F.max_pool2d(h, 2) if i in (1, 3, 5) else h
-    assert h.shape == (4, 196, 4, 4)
-    textbook = model.fc2(F.relu(model.bn(model.fc1(h.flatten(1)))))
-    assert torch.equal(model(x), textbook)
+@pytest.mark.parametrize(("name", "shape"), [("cnn4", (4, 1, 28, 28)), ("cnn8", (4, 3, 32, 32))])
+def test_small_networks_are_textbook_blocks(name, shape, training, layout):
+    """The same outputs, gradients and running statistics as the blocks in their usual order."""
+    ours, usual = (build_model(name, 10, seed=3).double().train(training) for _ in range(2))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).double()
+    x = x.contiguous(memory_format=layout)
+    outputs = ours(x), textbook(name, x, usual)
+    for output in outputs:
+        F.cross_entropy(output, torch.tensor([0, 3, 3, 9])).backward()
+    torch.testing.assert_close(*outputs, rtol=1e-12, atol=1e-12)
+    for (key, a), b in zip(ours.named_parameters(), usual.parameters(), strict=True):
+        # a bias before BatchNorm has no gradient but its rounding
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-14, msg=key)
+    for (key, a), b in zip(ours.named_buffers(), usual.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14, msg=key)
+
+
+def test_first_linear_layer_starts_as_for_the_usual_flattening():
+    """Its columns are reordered, so that a seed stands for one and the same function."""
+    linear = nn.Linear(6 * 4, 5)
+    x = torch.randn(3, 6, 2, 2, generator=torch.Generator().manual_seed(0))
+    usual = linear(x.flatten(1))
+    channels_last(linear, 6)
+    torch.testing.assert_close(linear(flatten(x)), usual)
+    assert linear.weight.requires_grad
+
+
+# --- BatchNorm and pool in one -------------------------------------------------------------------
+
+
+def uneven_norm(channels, dtype, low=0.2):
+    norm = nn.BatchNorm2d(channels, dtype=None if dtype == torch.bfloat16 else dtype)
+    generator = torch.Generator().manual_seed(1)
+    nn.init.uniform_(norm.weight, low, 2.0, generator=generator)
+    nn.init.uniform_(norm.bias, -1.0, 1.0, generator=generator)
+    return norm
+
+
+def draw(shape, dtype, layout=torch.channels_last):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return x.contiguous(memory_format=layout).requires_grad_()
+
+
+def both(x, norm):
+    """For norm_pool and for PyTorch's two: output, all gradients, and the buffers."""
+    results = []
+    for call in (norm_pool, lambda x, norm: F.max_pool2d(norm(x), 2)):
+        copied, layer = x.detach().clone().requires_grad_(), copy.deepcopy(norm)
+        output = call(copied, layer)
+        gradient = torch.randn(output.shape, generator=torch.Generator().manual_seed(2))
+        output.backward(gradient.to(output.dtype))
+        gradients = [copied.grad, layer.weight.grad, layer.bias.grad]
+        results.append([output.detach(), *gradients, *layer.buffers()])
+    return zip(*results, strict=True)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(8, 5, 6, 4), (4, 3, 7, 9), (2, 1, 2, 2)])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-11), (torch.float32, 1e-4)])
+def test_norm_pool_is_batch_norm_and_max_pool(shape, layout, dtype, rtol):
+    for ours, pytorchs in both(draw(shape, dtype, layout), uneven_norm(shape[1], dtype)):
+        torch.testing.assert_close(ours, pytorchs, rtol=rtol, atol=rtol / 10)
+
+
+def test_norm_pool_in_bf16_is_as_exact_as_bf16():
+    x = draw((16, 4, 8, 8), torch.bfloat16)
+    output, to_x, *_ = [ours for ours, _ in both(x, uneven_norm(4, torch.bfloat16))]
+    exact = [wide for wide, _ in both(x.detach().double(), uneven_norm(4, torch.bfloat16).double())]
+    assert output.dtype == to_x.dtype == torch.bfloat16
+    torch.testing.assert_close(output.double(), exact[0], rtol=2**-8, atol=2**-8)
+    torch.testing.assert_close(to_x.double(), exact[1], rtol=2**-7, atol=2**-7)
+
+
+def test_norm_pool_passes_gradcheck():
+    x = draw((3, 2, 4, 4), torch.float64)
+    norm = uneven_norm(2, torch.float64)
+
+    def call(x, weight, bias):
+        return _NormPool.apply(x, weight, bias, norm)
+
+    assert torch.autograd.gradcheck(call, (x, norm.weight, norm.bias), fast_mode=False)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_relu_after_the_pool_equals_relu_before_it_exactly(training):
-    """The textbook order, convolution, BatchNorm, ReLU, pool, gives the same bits."""
-    model = build_model("cnn4", 10, seed=3).train(training)
-    x = torch.randn(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    h = F.max_pool2d(F.relu(model.bn1(model.conv1(x))), 2)
-    h = F.max_pool2d(F.relu(model.bn2(model.conv2(h))), 2)
-    textbook = model.fc2(F.relu(model.bn3(model.fc1(h.flatten(1)))))
-    assert torch.equal(model(x), textbook)
+def test_norm_pool_with_a_falling_line_is_left_to_pytorch(training):
+    """With a negative weight the largest input is the smallest output."""
+    norm = uneven_norm(4, torch.float32, low=-2.0).train(training)
+    assert (norm.weight < 0).any()
+    for ours, pytorchs in both(draw((4, 4, 4, 4), torch.float32), norm):
+        assert torch.equal(ours, pytorchs)
+
+
+def test_norm_pool_sends_the_gradient_of_ties_to_the_first_as_pytorch_does():
+    x = torch.zeros(2, 2, 4, 4)
+    x[:, :, 2:] = 1.0
+    for ours, pytorchs in both(x, uneven_norm(2, torch.float32)):
+        torch.testing.assert_close(ours, pytorchs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
