@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lnlsr_lib.checks import check_labels, check_logits, check_range
 
@@ -58,7 +59,7 @@ def _at(values: Tensor, labels: Tensor) -> Tensor:
 
 def _log_target(logits: Tensor, labels: Tensor) -> Tensor:
     """log u_y, (N,), in at least float32."""
-    return _at(_log_softmax(logits, labels), labels)
+    return -F.nll_loss(_log_softmax(logits, labels), labels, reduction="none")
 
 
 def _focal(log_u: Tensor, gamma: float) -> Tensor:
