@@ -80,6 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument(
         "--tflops", type=float, help="peak rate of another device, in 1e12 operations a second"
     )
+    run.add_argument(
+        "--compile",
+        action="store_true",
+        help="train through torch.compile: for GPUs, on CPUs slower; needs a C++ compiler",
+    )
     run.add_argument("--quiet", action="store_true", help="no progress bars")
 
     status = commands.add_parser("status", help="what is stored, and what is missing")
@@ -96,7 +101,12 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace, store: Store) -> None:
     specs = experiment_specs(args.experiment, args.profile, args.seeds)
     runs = run_all(
-        specs, store, device=args.device, precision=args.precision, progress=not args.quiet
+        specs,
+        store,
+        device=args.device,
+        precision=args.precision,
+        compiled=args.compile,
+        progress=not args.quiet,
     )
     for run in runs:
         print(

@@ -26,6 +26,7 @@ def run_one(
     data: Dataset | None = None,
     device: str = "auto",
     precision: str = "auto",
+    compiled: bool = False,
     progress: bool = True,
     position: str = "",
 ) -> StoredRun:
@@ -37,6 +38,7 @@ def run_one(
         data: the data set, if it is at hand.
         device, precision: see :func:`lnlsr_lib.trainer.train`; with "auto", a result stored in
             either precision counts.
+        compiled: see there as well; a result counts whether it was compiled or not.
         progress: show a bar on standard error.
         position: put before the run's id in the bar, such as "2/6".
 
@@ -77,6 +79,7 @@ def run_one(
                 data,
                 device=device,
                 precision=resolved,
+                compiled=compiled,
                 state=state,
                 on_batch=bar.update,
                 on_epoch=on_epoch,
@@ -93,6 +96,7 @@ def run_all(
     *,
     device: str = "auto",
     precision: str = "auto",
+    compiled: bool = False,
     progress: bool = True,
 ) -> list[StoredRun]:
     """The stored results of all ``specs``, in their order; the missing ones are trained first.
@@ -122,6 +126,7 @@ def run_all(
                     data=loaded.get(spec.dataset),
                     device=device,
                     precision=precision,
+                    compiled=compiled,
                     progress=progress,
                     position=f"{number}/{len(specs)}",
                 )

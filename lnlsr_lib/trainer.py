@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
+from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
@@ -73,7 +74,8 @@ class RunResult:
     Attributes:
         spec: what was trained.
         history: one list per name in ``HISTORY``, one number per epoch.
-        device: such as "cpu (AMD EPYC)"; precision: "float32" or "bf16"; threads: of the CPU.
+        device: such as "cpu (AMD EPYC)", with ", compiled" behind it if the network was.
+        precision: "float32" or "bf16"; threads: of the CPU.
         origin: where the data came from.
         realised_noise_rate: the share of training labels that are wrong; None if unknown.
         features: test features of the last hidden layer, (N, D) float32, if they were asked for.
@@ -360,6 +362,7 @@ def train(
     *,
     device: str = "auto",
     precision: str = "auto",
+    compiled: bool = False,
     features: bool = False,
     state: dict[str, Any] | None = None,
     on_batch: Callable[[], object] | None = None,
@@ -375,6 +378,8 @@ def train(
             is streamed from the data folder.
         device: "auto", or a PyTorch device.
         precision: "auto", "float32" or "bf16" (autocast; the loss is in float32 either way).
+        compiled: train through ``torch.compile``, which fuses the passes over memory; for GPUs. It
+            costs a minute at the start, and needs a C++ compiler.
         features: also return the test features of the last hidden layer (of the first network).
         state: what ``on_epoch`` was last given; training goes on from there, to the same bits.
         on_batch: called after every step.
@@ -406,6 +411,8 @@ def train(
         )
         for purpose in purposes
     ]
+    # the last short batch is compiled on its own, and the tests are not compiled
+    calls = [torch.compile(model, dynamic=False) if compiled else model for model in models]
     criterion = build_criterion(spec).to(target)
     sparse = criterion if isinstance(criterion, SparseRegularization) else None
     base = criterion if sparse is None else sparse.loss
@@ -429,7 +436,10 @@ def train(
     autocast = torch.autocast(target.type, torch.bfloat16, enabled=resolved == "bf16")
     history: dict[str, list[float]] = {name: [] for name in HISTORY}
 
-    made_with = f"torch {torch.__version__}, {source.origin.split(';')[0]}, {target.type}"
+    made_with = (
+        f"lnlsr {version('lnlsr')}, torch {torch.__version__}, {source.origin.split(';')[0]}, "
+        f"{target.type}" + ", compiled" * compiled
+    )
     first = 0
     if state is not None:
         if state["digest"] != spec.digest or state["precision"] != resolved:
@@ -458,7 +468,7 @@ def train(
         for images, labels, index in source.batches(epoch):
             with autocast:
                 batch = pixels(images)
-                logits = [model(batch).float() for model in models]  # one or two of (B, K)
+                logits = [call(batch).float() for call in calls]  # one or two of (B, K)
             try:
                 if len(models) == 2:
                     ours, other = (criterion(z, labels) for z in logits)
@@ -531,7 +541,7 @@ def train(
     return RunResult(
         spec=spec,
         history=history,
-        device=device_name(target),
+        device=device_name(target) + ", compiled" * compiled,
         precision=resolved,
         threads=torch.get_num_threads(),
         origin=source.origin,

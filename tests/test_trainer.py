@@ -480,7 +480,7 @@ def test_the_state_of_another_run_is_refused(few, small_spec):
 def test_the_state_of_other_data_is_refused(few, small_spec):
     states = []
     train(small_spec(), few, **CPU, on_epoch=lambda state: states.append(copy.deepcopy(state)))
-    with pytest.raises(ValueError, match=r"the state was made with torch .*, and this is torch"):
+    with pytest.raises(ValueError, match=r"the state was made with lnlsr .*, and this is lnlsr"):
         train(small_spec(), replace(few, origin="a JPEG copy"), **CPU, state=states[0])
 
 
@@ -523,6 +523,34 @@ def test_auto_precision_on_a_cpu_is_bf16_only_with_matrix_units(
 ):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert resolve_precision("auto", torch.device("cpu")) == expected
+
+
+# --- compiled ------------------------------------------------------------------------------------
+
+
+def test_compiled_is_the_same_training(monkeypatch, few, small_spec):
+    """Traced, with the compiler itself left out; the last short batch and Co-teaching included."""
+    traced = []
+
+    def compile(model, **options):
+        traced.append(model)
+        return torch_compile(model, backend="aot_eager", **options)
+
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", compile)
+    for method, networks in (("ce_sr", 1), ("co_teaching", 2)):
+        spec = small_spec(method, epochs=2)
+        states = []
+        usual = train(spec, few, **CPU)
+        assert not traced
+        ours = train(spec, few, **CPU, compiled=True, on_epoch=states.append)
+        assert len(traced) == networks
+        assert ours.device == usual.device + ", compiled"
+        assert ours.history["train_loss"] == pytest.approx(usual.history["train_loss"], rel=1e-3)
+        with pytest.raises(ValueError, match=r"cpu, compiled, and this is .*cpu; delete it"):
+            train(spec, few, **CPU, state=states[0])
+        traced.clear()
+    assert len(few.train_labels) % spec.batch_size
 
 
 # --- with a GPU ----------------------------------------------------------------------------------
@@ -570,3 +598,13 @@ def test_cuda_is_asked_nothing_inside_an_epoch(few, small_spec, method):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert steps == 12
+
+
+@pytest.mark.parametrize("precision", [pytest.param(p, marks=gpu) for p in ("float32", "bf16")])
+def test_cuda_compiled_agrees_with_the_same_uncompiled(few, small_spec, precision):
+    where = {"device": "cuda", "precision": precision}
+    spec = small_spec(epochs=1)
+    usual = train(spec, few, **where).history["train_loss"]
+    assert train(spec, few, **where, compiled=True).history["train_loss"] == pytest.approx(
+        usual, rel=2e-2
+    )
