@@ -10,6 +10,7 @@ Each alternative in turn with what is in use, in this process, batch 128: median
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import statistics
 import time
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lnlsr_lib.cost import SHAPES
-from lnlsr_lib.models import build_model
+from lnlsr_lib.models import build_model, flatten, norm_pool
 from lnlsr_lib.protocol import make_spec
 from lnlsr_lib.trainer import build_criterion, device_name, keep_freed_memory, resolve_device
 
@@ -57,8 +58,8 @@ def training_step(dataset: str, precision: str, *, compiled: bool = False) -> Ac
 def first_convolution(dtype: torch.dtype, *, unfolded: bool) -> Action:
     """CNN-4's first convolution, forward and backward; or as unfold and a matrix product."""
     images = torch.randn(128, 1, 28, 28).to(dtype)
-    weight = torch.randn(32, 1, 3, 3).to(dtype).requires_grad_()
-    bias = torch.randn(32).to(dtype).requires_grad_()
+    layer = nn.Conv2d(1, 32, 3, padding=1).to(dtype=dtype, memory_format=torch.channels_last)
+    weight, bias = layer.weight, layer.bias
     gradient = torch.randn(128, 32, 28, 28).to(dtype).contiguous(memory_format=torch.channels_last)
     rows = gradient.permute(0, 2, 3, 1).reshape(-1, 32)
 
@@ -67,7 +68,7 @@ def first_convolution(dtype: torch.dtype, *, unfolded: bool) -> Action:
 
     def multiply() -> None:
         patches = F.pad(images[:, 0], (1, 1, 1, 1)).unfold(1, 3, 1).unfold(2, 3, 1)
-        torch.addmm(bias, patches.reshape(-1, 9), weight.view(32, 9).t()).backward(rows)
+        torch.addmm(bias, patches.reshape(-1, 9), weight.flatten(1).t()).backward(rows)
 
     return multiply if unfolded else convolve
 
@@ -106,6 +107,31 @@ def pooling(call: Callable[[Tensor], Tensor], layout: torch.memory_format) -> Ac
     return lambda: call(x).backward(gradient)
 
 
+def block(call: Callable[[Tensor, nn.BatchNorm2d], Tensor], precision: torch.dtype) -> Action:
+    """BatchNorm, pool and ReLU of CNN-4's first block, forward and backward."""
+    x = torch.randn(128, 32, 28, 28).to(precision).contiguous(memory_format=torch.channels_last)
+    x, norm = x.requires_grad_(), nn.BatchNorm2d(32)
+    gradient = torch.randn(128, 32, 14, 14).to(x).contiguous(memory_format=torch.channels_last)
+
+    def step() -> None:
+        x.grad = None
+        F.relu(call(x, norm)).backward(gradient)
+
+    return step
+
+
+def flattening(call: Callable[[Tensor], Tensor]) -> Action:
+    """From the second pool of CNN-4 to its linear layer, forward and backward, bf16."""
+    x = torch.randn(128, 64, 14, 14).bfloat16().contiguous(memory_format=torch.channels_last)
+    x, gradient = x.requires_grad_(), torch.randn(128, 3136).bfloat16()
+
+    def step() -> None:
+        x.grad = None
+        call(F.relu(F.max_pool2d(x, 2))).backward(gradient)
+
+    return step
+
+
 def seconds_a_step(threads: int, steps: int, answers: multiprocessing.Queue[float]) -> None:
     """In a process of its own: seconds a step of CNN-4 in bf16 with so many threads."""
     keep_freed_memory()
@@ -119,8 +145,9 @@ def seconds_a_step(threads: int, steps: int, answers: multiprocessing.Queue[floa
     answers.put((time.perf_counter() - start) / steps)
 
 
-def side_by_side(processes: int, threads: int, steps: int = 200) -> float:
-    """Milliseconds a step, over all of the processes that train at once."""
+def side_by_side(processes: int, threads: int, steps: int = 200, **environment: str) -> float:
+    """Milliseconds a step, over all of the processes that train at once, in an environment."""
+    os.environ |= environment
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
     children = [
@@ -132,11 +159,25 @@ def side_by_side(processes: int, threads: int, steps: int = 200) -> float:
     each = [answers.get(timeout=600) for _ in children]
     for child in children:
         child.join()
+    for name in environment:
+        del os.environ[name]
     return 1e3 * statistics.mean(each) / processes
 
 
 def pool(x: Tensor) -> Tensor:
     return F.max_pool2d(x, 2)
+
+
+def norm_then_pool(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    return F.max_pool2d(norm(x), 2)
+
+
+# What could be set before the start, on Linux.
+ENVIRONMENTS = {
+    "huge pages": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
+    "threads bound to cores": {"OMP_PROC_BIND": "true"},
+    "threads that sleep and do not spin": {"OMP_WAIT_POLICY": "passive"},
+}
 
 
 def main() -> None:
@@ -164,6 +205,24 @@ def main() -> None:
             pooling(pool, last),
         ),
         ("max-pool in NCHW, bf16", "channels last", pooling(pool, first), pooling(pool, last)),
+        (
+            "BatchNorm, then pool, float32",
+            "pool first",
+            block(norm_then_pool, float32),
+            block(norm_pool, float32),
+        ),
+        (
+            "BatchNorm, then pool, bf16",
+            "pool first",
+            block(norm_then_pool, bf16),
+            block(norm_pool, bf16),
+        ),
+        (
+            "flattening as (C, H, W), bf16",
+            "as (H, W, C)",
+            flattening(lambda x: x.flatten(1)),
+            flattening(flatten),
+        ),
     ]
     if shutil.which("g++") or shutil.which("clang++"):
         for dataset, precision in (("mnist", "float32"), ("mnist", "bf16"), ("cifar10", "bf16")):
@@ -199,6 +258,20 @@ def main() -> None:
                 "beside_ms": side_by_side(threads, 1),
             }
         )
+        for name, environment in ENVIRONMENTS.items():
+            timed = [
+                (side_by_side(1, threads, **environment), side_by_side(1, threads))
+                for _ in tqdm(range(3), name)
+            ]
+            other, ours = (statistics.median(column) for column in zip(*timed, strict=True))
+            rows.append(
+                {
+                    "tried": f"{name}, a step of CNN-4, bf16",
+                    "beside": "as they are",
+                    "tried_ms": other,
+                    "beside_ms": ours,
+                }
+            )
     for row in rows:
         row["ratio"] = round(row["tried_ms"] / row["beside_ms"], 2)
         row["tried_ms"], row["beside_ms"] = round(row["tried_ms"], 2), round(row["beside_ms"], 2)
