@@ -42,7 +42,7 @@ class SparseSpec(_Frozen):
 
 
 class RunSpec(_Frozen):
-    """What is to be trained. Same spec, same CPU, same precision: same bits.
+    """What is to be trained. Same spec, precision, CPU and versions: same bits.
 
     Attributes:
         dataset: name in :data:`lnlsr_lib.data.DATASETS`, or "webvision".

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from lnlsr_lib import __version__, cli, data, sweep
 from lnlsr_lib.cli import main
@@ -120,6 +121,14 @@ def test_results_option_wins_over_the_environment(capsys, results, tmp_path, on_
     assert main(["--results", str(tmp_path / "other"), *SMOKE, "--quiet"]) == 0
     assert not results.folder.exists()
     assert len(Store(tmp_path / "other").runs()) == 2
+
+
+def test_compile_reaches_the_trainer_and_the_record(results, on_few, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model, **options: model)
+    assert main([*SMOKE, "--quiet", "--compile"]) == 0
+    devices = {run.provenance["device"] for run in results.runs()}
+    assert len(devices) == 1
+    assert devices.pop().endswith(", compiled")
 
 
 def test_progress_goes_to_standard_error(capsys, results, on_few):
