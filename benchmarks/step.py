@@ -1,12 +1,13 @@
-"""Where the time of a training step goes: by PyTorch's profiler, by kind of operation.
+"""Where the time of a training step goes, by kind of operation.
 
     python benchmarks/step.py [--steps 40]
 
 CNN-4 on MNIST's shape and CNN-8 on CIFAR-10's, CE+SR, batch 128, on random images, in the
-precision that this machine trains in. The profiler says how the time divides, by operations' own
-time without what they call; a clock without the profiler says how long a step is. "The rest" is the
-loss's small operations, casts, Python and PyTorch's bookkeeping, which the profiler makes look
-somewhat larger than they are. Writes ``results/benchmarks/step.csv``.
+precision that this machine trains in. A clock around every operation on tensors says what each kind
+takes, and a clock around the step, in steps without the other, what all of it does; the rest is the
+loss's many small operations, Python and PyTorch's bookkeeping. PyTorch's profiler is of no use here: its records come to lie
+between the buffers that we keep, and every step then faults in new ones. CPU only. Writes
+``results/benchmarks/step.csv``.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections import defaultdict
+from typing import Any
 
 import torch
 from report import write_rows
-from torch.profiler import ProfilerActivity, profile, schedule
+from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 from tried import training_step
 
@@ -30,47 +33,56 @@ KINDS = {
     "convolutions": ("convolution",),
     "BatchNorm": ("batch_norm",),
     "pools": ("pool",),
-    "linear layers": ("addmm", "aten::mm"),
-    "ReLU": ("relu", "clamp_min", "threshold_backward"),
-    "optimiser and clipping": ("sgd", "SGD", "linalg_vector_norm", "aten::mul_"),
-    "filling and copying": ("fill_", "zero", "copy_", "add_"),
+    "linear layers": ("addmm", "mm.default"),
+    "ReLU": ("relu", "threshold_backward"),
+    "optimiser and clipping": ("sgd", "linalg_vector_norm", "mul_."),
+    "casts and copies": ("copy", "add_.", "zero", "fill"),
 }
+REST = "the rest"
 
 
-def kind_of(operation: str) -> str:
-    """The kind that an operation's time is counted with."""
-    fits = (kind for kind, parts in KINDS.items() if any(part in operation for part in parts))
-    return next(fits, "the rest")
+class Clock(TorchDispatchMode):
+    """Seconds by kind of operation, forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        start = time.perf_counter()
+        result = func(*args, **(kwargs or {}))
+        taken, name = time.perf_counter() - start, str(func)
+        kinds = (kind for kind, parts in KINDS.items() if any(part in name for part in parts))
+        self.seconds[next(kinds, REST)] += taken
+        return result
 
 
 def run_case(dataset: str, precision: str, steps: int) -> list[dict[str, object]]:
-    """One row for each kind of operation, largest first."""
-    step = training_step(dataset, precision)
-    times = []
-    for _ in tqdm(range(WARM_UP + steps), f"{dataset}, clock"):
+    """One row for each kind of operation, largest first, in milliseconds a step."""
+    step, clock = training_step(dataset, precision), Clock()
+    whole = []
+    for number in tqdm(range(-WARM_UP, steps), dataset):
         start = time.perf_counter()
         step()
-        times.append(time.perf_counter() - start)
-    milliseconds = 1e3 * statistics.median(times[WARM_UP:])
-    plan = schedule(wait=0, warmup=WARM_UP, active=steps)
-    with profile(activities=[ProfilerActivity.CPU], schedule=plan) as profiler:
-        for _ in tqdm(range(WARM_UP + steps), f"{dataset}, profiler"):
+        whole.append(time.perf_counter() - start)
+        with clock:
             step()
-            profiler.step()
-    own: dict[str, float] = {}
-    for event in profiler.key_averages():
-        kind = kind_of(event.key)
-        own[kind] = own.get(kind, 0.0) + event.self_cpu_time_total
-    total = sum(own.values())
+        if number < 0:
+            clock.seconds.clear()
+    total = 1e3 * statistics.mean(whole[WARM_UP:])
+    kinds = {kind: 1e3 * clock.seconds[kind] / steps for kind in KINDS}
+    kinds[REST] = total - sum(kinds.values())
     return [
         {
             "case": dataset,
             "kind": kind,
-            "share": round(microseconds / total, 3),
-            "ms_per_step": round(milliseconds * microseconds / total, 2),
+            "ms_per_step": round(milliseconds, 2),
+            "share": round(milliseconds / total, 3),
             "precision": precision,
         }
-        for kind, microseconds in sorted(own.items(), key=lambda item: -item[1])
+        for kind, milliseconds in sorted(kinds.items(), key=lambda item: -item[1])
     ]
 
 
