@@ -5,9 +5,9 @@
 CNN-4 on MNIST's shape and CNN-8 on CIFAR-10's, CE+SR, batch 128, on random images, in the
 precision that this machine trains in. A clock around every operation on tensors says what each kind
 takes, and a clock around the step, in steps without the other, what all of it does; the rest is the
-loss's many small operations, Python and PyTorch's bookkeeping. PyTorch's profiler is of no use here: its records come to lie
-between the buffers that we keep, and every step then faults in new ones. CPU only. Writes
-``results/benchmarks/step.csv``.
+loss's many small operations, Python and PyTorch's bookkeeping. PyTorch's profiler is of no use
+here: its records come to lie between the buffers that we keep, and every step then faults in new
+ones. CPU only. Writes ``results/benchmarks/step.csv``.
 """
 
 from __future__ import annotations
