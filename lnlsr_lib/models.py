@@ -75,8 +75,8 @@ class CNN4(nn.Module):
 
     Two blocks of 3x3 convolution, BatchNorm, ReLU and 2x2 max-pool (1 -> 32 -> 64 channels), then
     3136 -> 128 -> K. ReLU comes after the pool here: the two commute exactly, and the pool leaves a
-    quarter of the elements. The first linear layer sees them flattened as (H, W, C), see
-    :func:`flatten`; its weights are drawn as for (C, H, W) and reordered.
+    quarter of the elements. The first linear layer sees them flattened as (H, W, C), which of a
+    channels_last tensor takes no copy; its weights are drawn as for (C, H, W) and reordered.
 
     Args:
         num_classes: K >= 2.
