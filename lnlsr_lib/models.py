@@ -199,7 +199,7 @@ def flatten(x: Tensor) -> Tensor:
 def channels_last(linear: nn.Linear, channels: int) -> None:
     """Reorder the columns of a layer that was to see (C, H, W) flattened, for :func:`flatten`."""
     weight = linear.weight.unflatten(1, (channels, -1))  # (O, C, H W)
-    linear.weight.copy_(weight.transpose(1, 2).flatten(1).clone())
+    linear.weight.copy_(weight.transpose(1, 2).flatten(1))
 
 
 MODELS: dict[str, Callable[[int], nn.Module]] = {

@@ -379,7 +379,7 @@ def train(
         device: "auto", or a PyTorch device.
         precision: "auto", "float32" or "bf16" (autocast; the loss is in float32 either way).
         compiled: train through ``torch.compile``, which fuses the passes over memory; for GPUs. It
-            costs a minute at the start, and needs a C++ compiler.
+            takes its time at the start, and needs a C++ compiler.
         features: also return the test features of the last hidden layer (of the first network).
         state: what ``on_epoch`` was last given; training goes on from there, to the same bits.
         on_batch: called after every step.
