@@ -103,6 +103,9 @@ class SparseRegularization(nn.Module):
         growth: rho, the factor at each growth of lambda, > 0. Paper: 1.03 on CIFAR-10.
         every: r, the epochs between growths, > 0; a Fraction for a schedule that is squeezed.
         unit_logits: scale logits to unit length before sharpening. Paper's code: on CIFAR.
+        warmup: epochs at the start that train the wrapped loss alone, on plain logits, >= 0. Ours,
+            not the paper's, and 0 by default: at high noise rates SR may lose a class for good in
+            its first epoch.
 
     Raises:
         TypeError, ValueError: an argument out of its range; a loss that is no module.
@@ -119,6 +122,7 @@ class SparseRegularization(nn.Module):
         growth: float = 1.0,
         every: int | Fraction = 1,
         unit_logits: bool = False,
+        warmup: int = 0,
     ) -> None:
         super().__init__()
         if not isinstance(loss, nn.Module):
@@ -129,6 +133,8 @@ class SparseRegularization(nn.Module):
         check_range("growth", growth, 0.0, open_low=True)
         if isinstance(every, bool) or not isinstance(every, (int, Fraction)) or every <= 0:
             raise ValueError(f"every must be an int or Fraction > 0, in epochs, got {every!r}")
+        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
+            raise ValueError(f"warmup must be an int >= 0, in epochs, got {warmup!r}")
         self.loss = loss
         self.temperature = temperature
         self.p = p
@@ -136,11 +142,14 @@ class SparseRegularization(nn.Module):
         self.growth = growth
         self.every = every
         self.unit_logits = unit_logits
+        self.warmup = warmup
         self.epochs_done = 0
 
     @property
     def weight(self) -> float:
-        """lambda_t now."""
+        """lambda_t now; 0 while warming up."""
+        if self.epochs_done < self.warmup:
+            return 0.0
         return float(self.initial_weight * self.growth ** int(self.epochs_done // self.every))
 
     def step(self) -> None:
@@ -156,6 +165,9 @@ class SparseRegularization(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor, *more: Tensor) -> Tensor:
         """The objective; ``more`` goes to the wrapped loss as it is, such as sample indices."""
+        if self.epochs_done < self.warmup:
+            plain: Tensor = self.loss(check_logits(logits), labels, *more)
+            return plain
         z = sharpen(logits, self.temperature, self.unit_logits)  # (N, K)
         norm = lp_norm(z.softmax(dim=1), self.p)  # (N,)
         reduction = getattr(self.loss, "reduction", "mean")
@@ -169,5 +181,6 @@ class SparseRegularization(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"temperature={self.temperature}, p={self.p}, weight={self.initial_weight}, "
-            f"growth={self.growth}, every={self.every}, unit_logits={self.unit_logits}"
+            f"growth={self.growth}, every={self.every}, unit_logits={self.unit_logits}, "
+            f"warmup={self.warmup}"
         )

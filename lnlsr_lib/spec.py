@@ -30,7 +30,7 @@ class SparseSpec(_Frozen):
     """Parameters of SR; see :class:`lnlsr_lib.regularization.SparseRegularization`.
 
     ``every`` (r) counts epochs of the paper's schedule; a run with fewer epochs follows the same
-    path over the share of training done.
+    path over the share of training done. ``warmup`` counts the run's own.
     """
 
     temperature: Positive
@@ -39,6 +39,7 @@ class SparseSpec(_Frozen):
     growth: Positive
     every: Count
     unit_logits: bool
+    warmup: Annotated[int, Field(ge=0, strict=True)] = 0
 
 
 class RunSpec(_Frozen):
