@@ -62,13 +62,15 @@ def _log_target(logits: Tensor, labels: Tensor) -> Tensor:
     return -F.nll_loss(_log_softmax(logits, labels), labels, reduction="none")
 
 
-def _focal(log_u: Tensor, gamma: float) -> Tensor:
-    """-(1 - u)^gamma log u, entry by entry."""
+def _focal(log_u: Tensor, gamma: float, detach: bool) -> Tensor:
+    """-(1 - u)^gamma log u, entry by entry; the power constant to the gradient if ``detach``."""
     if gamma == 0:
         return -log_u
     # 1 - u without cancellation. The floor keeps the power's slope finite at u = 1, where the loss
     # and its gradient are 0.
-    miss = (-torch.expm1(log_u)).clamp_min(torch.finfo(log_u.dtype).tiny)
+    miss = (-torch.expm1(log_u.detach() if detach else log_u)).clamp_min(
+        torch.finfo(log_u.dtype).tiny
+    )
     return -(miss**gamma) * log_u
 
 
@@ -88,15 +90,18 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return -_log_target(logits, labels)
 
 
-def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 0.5) -> Tensor:
+def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 0.5, detach: bool = False) -> Tensor:
     """Focal loss (FL) per sample, L = -(1 - u_y)^gamma log u_y.
 
-    gamma = 0 is CE. The paper uses gamma = 0.5.
+    gamma = 0 is CE. The paper uses gamma = 0.5. With ``detach`` the value is the same, and the
+    gradient that of CE times (1 - u_y)^gamma.
 
     Args:
         logits: (N, K), any floating dtype.
         labels: (N,), int64, in [0, K - 1].
         gamma: focusing exponent, >= 0.
+        detach: take (1 - u_y)^gamma for a constant in the gradient, as the authors' code does;
+            False, the default, is the published loss.
 
     Returns:
         (N,), in nats, float32 or wider.
@@ -104,10 +109,10 @@ def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 0.5) -> Tensor:
     Raises:
         TypeError, ValueError: bad logits, labels or gamma.
 
-    Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017.
+    Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017; detach, the authors' code.
     """
     check_range("gamma", gamma, 0.0)
-    return _focal(_log_target(logits, labels), gamma)
+    return _focal(_log_target(logits, labels), gamma, detach)
 
 
 def generalized_cross_entropy(
@@ -142,24 +147,27 @@ def generalized_cross_entropy(
     return -torch.expm1(q * log_u) / q
 
 
-def mean_absolute_error(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean absolute error (MAE) per sample, L = ||e_y - u||_1 = 2 (1 - u_y).
+def mean_absolute_error(logits: Tensor, labels: Tensor, scale: float = 2.0) -> Tensor:
+    """Mean absolute error (MAE) per sample, L = scale (1 - u_y); ||e_y - u||_1 for scale 2.
 
-    Symmetric (eq. 2) with C = 2 (K - 1).
+    Symmetric (eq. 2) with C = scale (K - 1). Inside APL the scale is 1: in the authors' code the
+    passive part of NCE+MAE is half of the MAE that stands alone, in APL's own code both are 1.
 
     Args:
         logits: (N, K), any floating dtype.
         labels: (N,), int64, in [0, K - 1].
+        scale: > 0.
 
     Returns:
-        (N,), in [0, 2], float32 or wider.
+        (N,), in [0, scale], float32 or wider.
 
     Raises:
-        TypeError, ValueError: bad logits or labels.
+        TypeError, ValueError: bad logits, labels or scale.
 
-    Source: Ghosh et al., AAAI 2017; the factor 2 as in the authors' code.
+    Source: Ghosh et al., AAAI 2017; both scales as in the authors' code.
     """
-    return -2 * torch.expm1(_log_target(logits, labels))
+    check_range("scale", scale, 0.0, open_low=True)
+    return -scale * torch.expm1(_log_target(logits, labels))
 
 
 def reverse_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -204,7 +212,9 @@ def normalized_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return _at(log_u, labels) / log_u.sum(dim=1)
 
 
-def normalized_focal_loss(logits: Tensor, labels: Tensor, gamma: float = 0.5) -> Tensor:
+def normalized_focal_loss(
+    logits: Tensor, labels: Tensor, gamma: float = 0.5, detach: bool = False
+) -> Tensor:
     """Normalised focal loss (NFL) per sample, FL of the label over the sum of FL of all classes.
 
     Symmetric (eq. 2) with C = 1. gamma = 0 is NCE.
@@ -213,6 +223,8 @@ def normalized_focal_loss(logits: Tensor, labels: Tensor, gamma: float = 0.5) ->
         logits: (N, K), any floating dtype.
         labels: (N,), int64, in [0, K - 1].
         gamma: focusing exponent, >= 0.
+        detach: take every (1 - u_k)^gamma, above and below the bar, for a constant in the gradient,
+            as the authors' code does; the logarithms keep theirs. False by default.
 
     Returns:
         (N,), in [0, 1], float32 or wider.
@@ -223,7 +235,7 @@ def normalized_focal_loss(logits: Tensor, labels: Tensor, gamma: float = 0.5) ->
     Source: Ma et al., ICML 2020.
     """
     check_range("gamma", gamma, 0.0)
-    focal = _focal(_log_softmax(logits, labels), gamma)
+    focal = _focal(_log_softmax(logits, labels), gamma, detach)
     return _at(focal, labels) / focal.sum(dim=1)
 
 
@@ -235,7 +247,7 @@ def partially_huberised_cross_entropy(logits: Tensor, labels: Tensor, t: float =
     Args:
         logits: (N, K), any floating dtype.
         labels: (N,), int64, in [0, K - 1].
-        t: steepest slope in u_y, > 1. The paper's comparison has 2 on CIFAR-10, 10 on CIFAR-100.
+        t: steepest slope in u_y, > 1. Menon et al. have 2 on CIFAR-10, 10 on MNIST and CIFAR-100.
 
     Returns:
         (N,), in [0, log t + 1], float32 or wider.
@@ -298,8 +310,8 @@ class CrossEntropy(Loss):
 class FocalLoss(Loss):
     """FL, see :func:`focal_loss`."""
 
-    def __init__(self, gamma: float = 0.5, reduction: str = "mean") -> None:
-        super().__init__(reduction, focal_loss, gamma=gamma)
+    def __init__(self, gamma: float = 0.5, detach: bool = False, reduction: str = "mean") -> None:
+        super().__init__(reduction, focal_loss, gamma=gamma, detach=detach)
 
 
 class GeneralizedCrossEntropy(Loss):
@@ -321,7 +333,8 @@ class WeightedSum(Loss):
         TypeError, ValueError: a weight below 0.
 
     Source: SCE = alpha CE + beta RCE, Wang et al., ICCV 2019; APL = alpha active + beta passive,
-    Ma et al., ICML 2020.
+    Ma et al., ICML 2020. In APL the passive part of NCE+MAE is beta (1 - u_y), half of
+    :func:`mean_absolute_error` as it stands alone.
     """
 
     def __init__(
@@ -345,10 +358,11 @@ class WeightedSum(Loss):
 class NegativeLearning(Loss):
     """NLNL: learn from complementary labels, "not class k", then from the samples it trusts.
 
-    Each epoch every sample draws a complementary label k, uniform over the classes other than its
-    given label y. Three phases of a third of the epochs each, the split of the published code:
+    In each epoch every sample draws complementary labels k, uniform over the classes other than its
+    given label y, with replacement. The first phase is the form behind the paper's numbers, which
+    are those of APL's own runs; the published method has three, of a third of the epochs each:
 
-    1. NL: every sample, L = -w_y log(1 - u_k);
+    1. NL: every sample, L = -w_y sum_k log(1 - u_k), summed over its draws;
     2. SelNL: the same, on samples with mean u_y > 1/K;
     3. SelPL: CE, L = -w_y log u_y, on samples with mean u_y > 1/2.
 
@@ -360,31 +374,35 @@ class NegativeLearning(Loss):
     it takes their indices: ``loss(logits, labels, index)``. Its state is in ``state_dict``.
 
     Args:
-        phases: 3, or 1 for the first alone, as in the authors' code.
+        phases: 1 for the first alone, as in the code of APL and of the authors, or 3.
+        complementary: labels drawn a visit, >= 1; the published runs have 1, on CIFAR-100 110.
         reduction: as for :class:`Loss`.
 
     Raises:
-        ValueError: another number of phases.
+        ValueError: another number of phases, or no draws.
 
-    Source: Kim et al., ICCV 2019, and its published code.
+    Source: Kim et al., ICCV 2019, and its published code; one phase, APL's code.
     """
 
     WINDOW = 10  # visits
     CLAMP = 1e-5
 
-    def __init__(self, phases: int = 3, reduction: str = "mean") -> None:
+    def __init__(self, phases: int = 1, complementary: int = 1, reduction: str = "mean") -> None:
         super().__init__(reduction)
         if phases not in (1, 3):
             raise ValueError(f"phases must be 1 or 3, got {phases!r}")
-        self.phases = int(phases)
+        check_range("complementary", complementary, 1)
+        if complementary != int(complementary):
+            raise ValueError(f"complementary must be a whole number, got {complementary!r}")
+        self.phases, self.complementary = int(phases), int(complementary)
         self.phase = 1
         self.slot = 0
         self.register_buffer("confidence", torch.zeros(self.WINDOW, 0))  # u_y, (visits, samples)
         self.register_buffer("class_weight", torch.zeros(0))  # w, (K,)
-        self.register_buffer("complementary", torch.zeros(0, dtype=torch.int64), persistent=False)
+        self.register_buffer("shifts", torch.zeros(0, 0, dtype=torch.int64), persistent=False)
         self.confidence: Tensor
         self.class_weight: Tensor
-        self.complementary: Tensor
+        self.shifts: Tensor  # from the given label to each draw, (samples, draws)
 
     def attach(self, labels: Tensor, num_classes: int) -> None:
         """Make room for the samples' state.
@@ -399,7 +417,8 @@ class NegativeLearning(Loss):
         check_labels(labels, num_classes)
         counts = labels.bincount(minlength=num_classes).float()
         self.class_weight = counts.max() / counts.clamp_min(1)
-        self.confidence = torch.zeros(self.WINDOW, len(labels), device=labels.device)
+        visits = self.WINDOW if self.phases == 3 else 0
+        self.confidence = torch.zeros(visits, len(labels), device=labels.device)
 
     def start_epoch(self, epoch: int, epochs: int, generator: torch.Generator) -> None:
         """Choose the phase, and draw the complementary labels' distances from the given ones.
@@ -416,10 +435,9 @@ class NegativeLearning(Loss):
             raise RuntimeError("attach(labels, num_classes) comes before the first epoch")
         self.phase = 1 if self.phases == 1 else 1 + 3 * epoch // epochs
         self.slot = epoch % self.WINDOW
-        shift = torch.randint(
-            1, len(self.class_weight), (self.confidence.shape[1],), generator=generator
-        )
-        self.complementary = shift.to(self.confidence.device)
+        shape = (self.confidence.shape[1], self.complementary)
+        shifts = torch.randint(1, len(self.class_weight), shape, generator=generator)
+        self.shifts = shifts.to(self.confidence.device)
 
     def forward(  # type: ignore[override]
         self, logits: Tensor, labels: Tensor, index: Tensor
@@ -427,16 +445,17 @@ class NegativeLearning(Loss):
         log_u = _log_softmax(logits, labels)  # (N, K)
         classes = log_u.shape[1]
         weight = self.class_weight[labels].to(log_u.dtype)  # (N,)
-        trust = self.confidence[:, index].mean(dim=0)  # (N,)
+        used = torch.ones_like(weight)
+        if self.phase > 1:
+            trust = self.confidence[:, index].mean(dim=0)  # (N,)
+            used = (trust > (0.5 if self.phase == 3 else 1 / classes)).to(log_u.dtype)
         if self.phase == 3:
-            used = (trust > 0.5).to(log_u.dtype)
             loss, total = -weight * _at(log_u, labels), (weight * used).sum()
         else:
-            used = (trust > (1 / classes if self.phase == 2 else -1.0)).to(log_u.dtype)
-            other = (labels + self.complementary[index]) % classes
-            miss = (-torch.expm1(_at(log_u, other))).clamp_min(self.CLAMP)
-            loss, total = -weight * miss.log(), used.sum()
-        if self.training:
+            others = (labels[:, None] + self.shifts[index]) % classes  # (N, draws)
+            miss = (-torch.expm1(log_u.gather(1, others))).clamp_min(self.CLAMP)
+            loss, total = -weight * miss.log().sum(dim=1), used.sum()
+        if self.training and self.phases == 3:
             self.confidence[self.slot, index] = _at(log_u, labels).detach().exp().float()
         loss = loss * used
         if self.reduction == "none":
@@ -471,6 +490,12 @@ def co_teaching_loss(first: Tensor, second: Tensor, keep_rate: float) -> Tensor:
     return first[easy_for_second].mean() + second[easy_for_first].mean()
 
 
+def _nfl_rce(detach: bool = False, **params: Any) -> Loss:
+    """NFL+RCE, whose active part alone has the option."""
+    first = partial(normalized_focal_loss, detach=detach)
+    return WeightedSum(first, reverse_cross_entropy, **params)
+
+
 LOSSES: dict[str, Callable[..., Loss]] = {
     "ce": CrossEntropy,
     "fl": FocalLoss,
@@ -482,9 +507,9 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "phuber_ce": partial(Loss, function=partially_huberised_cross_entropy),
     "nlnl": NegativeLearning,
     "sce": partial(WeightedSum, cross_entropy, reverse_cross_entropy),
-    "apl": partial(WeightedSum, normalized_cross_entropy, mean_absolute_error),
+    "apl": partial(WeightedSum, normalized_cross_entropy, partial(mean_absolute_error, scale=1.0)),
     "nce_rce": partial(WeightedSum, normalized_cross_entropy, reverse_cross_entropy),
-    "nfl_rce": partial(WeightedSum, normalized_focal_loss, reverse_cross_entropy),
+    "nfl_rce": _nfl_rce,
 }
 
 
