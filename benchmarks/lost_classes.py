@@ -11,6 +11,7 @@ that are there are not made again, so that several processes may share the work.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import time
 from pathlib import Path
@@ -37,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 LOST = 0.05  # recall
 
 
-class Enough(Exception):
+class EnoughError(Exception):
     """Raised to stop a run after its first epochs."""
 
 
@@ -73,12 +74,10 @@ def first_epochs(spec: RunSpec, data: Any, epochs: int) -> list[dict[str, Any]]:
             }
         )
         if len(rows) == epochs:
-            raise Enough
+            raise EnoughError
 
-    try:
+    with contextlib.suppress(EnoughError):
         train(spec, data, on_epoch=record)
-    except Enough:
-        pass
     return rows
 
 
