@@ -36,15 +36,15 @@ from tqdm import trange
 
 from lnlsr_lib.cost import made_up, step_flops
 from lnlsr_lib.data import Dataset, load_dataset
-from lnlsr_lib.protocol import make_spec
-from lnlsr_lib.spec import RunSpec
-from lnlsr_lib.trainer import (
-    build_criterion,
+from lnlsr_lib.device import (
     device_name,
     keep_freed_memory,
     resolve_device,
     resolve_precision,
 )
+from lnlsr_lib.objective import build_criterion
+from lnlsr_lib.protocol import make_spec
+from lnlsr_lib.spec import RunSpec
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ import filelock
 import torch
 
 from lnlsr_lib.data import load_dataset
+from lnlsr_lib.device import device_name, resolve_device, resolve_precision
 from lnlsr_lib.models import build_model
 from lnlsr_lib.protocol import make_spec
 from lnlsr_lib.spec import RunSpec
 from lnlsr_lib.store import code_version, results_folder
-from lnlsr_lib.trainer import device_name, resolve_device, resolve_precision, train
+from lnlsr_lib.trainer import train
 
 # What differs from the protocol's CE+SR; all of it ours.
 VARIANTS: dict[str, dict[str, Any]] = {

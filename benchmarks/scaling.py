@@ -21,8 +21,9 @@ from report import epoch_seconds, write_rows
 from tqdm import tqdm
 
 from lnlsr_lib.cost import made_up
+from lnlsr_lib.device import device_name, resolve_device, resolve_precision
 from lnlsr_lib.protocol import make_spec
-from lnlsr_lib.trainer import device_name, resolve_device, resolve_precision, train
+from lnlsr_lib.trainer import train
 
 ROUNDS = 5
 SIZES = [(size, 10) for size in (10_000, 20_000, 60_000)]

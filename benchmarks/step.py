@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 from tried import training_step
 
-from lnlsr_lib.trainer import device_name, keep_freed_memory, resolve_device, resolve_precision
+from lnlsr_lib.device import device_name, keep_freed_memory, resolve_device, resolve_precision
 
 WARM_UP = 5
 # Kinds, by what the operation's name has in it; the first that fits.

@@ -24,9 +24,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lnlsr_lib.cost import SHAPES
+from lnlsr_lib.device import device_name, keep_freed_memory, resolve_device
 from lnlsr_lib.models import build_model, flatten, norm_pool
+from lnlsr_lib.objective import build_criterion
 from lnlsr_lib.protocol import make_spec
-from lnlsr_lib.trainer import build_criterion, device_name, keep_freed_memory, resolve_device
 
 ROUNDS = 40
 Action = Callable[[], object]

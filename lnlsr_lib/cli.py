@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
             "--profile",
             choices=PROFILES,
             required=True,
-            help="budget: paper = the paper's own; lite = 10,000 images and fewer epochs; "
+            help="budget: paper = the paper's own; lite = fewer images and epochs; "
             "smoke = scikit-learn's digits, in seconds",
         )
         command.add_argument("--seeds", type=_seeds, default=[1], help=seeds_help)
@@ -85,6 +85,13 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="train through torch.compile: for GPUs, on CPUs slower; needs a C++ compiler",
     )
+    run.add_argument("--only", nargs="+", metavar="ID", help="of its runs, these alone")
+    run.add_argument(
+        "--details",
+        action="store_true",
+        help="store each sample's prediction and margin and the features' t-SNE, too "
+        "(figures that show them always do)",
+    )
     run.add_argument("--quiet", action="store_true", help="no progress bars")
 
     status = commands.add_parser("status", help="what is stored, and what is missing")
@@ -100,12 +107,21 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace, store: Store) -> None:
     specs = experiment_specs(args.experiment, args.profile, args.seeds)
+    if args.only:
+        unknown = set(args.only) - {spec.id for spec in specs}
+        if unknown:
+            raise ValueError(
+                f"{args.experiment} has no run {', '.join(sorted(unknown))} in profile "
+                f"{args.profile}; 'lnlsr status {args.experiment}' lists what is missing"
+            )
+        specs = [spec for spec in specs if spec.id in args.only]
     runs = run_all(
         specs,
         store,
         device=args.device,
         precision=args.precision,
         compiled=args.compile,
+        details=args.details or EXPERIMENTS[args.experiment].details,
         progress=not args.quiet,
     )
     for run in runs:

@@ -76,7 +76,8 @@ def images_of(spec: RunSpec) -> int:
 def step_flops(spec: RunSpec) -> float:
     """Floating-point operations of a training step's matrix work: two for each multiply-add."""
     *_, channels, side, classes = SHAPES[spec.dataset]
-    model = build_model(spec.model, classes, seed=0)
+    side = spec.side or side
+    model = build_model(spec.model, classes, 0, spec.side)
     counter = FlopCounterMode(display=False)
     with counter:
         model(torch.zeros(2, channels, side, side)).sum().backward()
@@ -155,12 +156,12 @@ def estimate(
         check_range("tflops", tflops, 0.0, open_low=True)
     kinds: dict[tuple[object, ...], list[RunSpec]] = {}
     for spec in specs:
-        key = (spec.dataset, spec.model, spec.batch_size, spec.forget_rate is None)
+        key = (spec.dataset, spec.model, spec.side, spec.batch_size, spec.forget_rate is None)
         kinds.setdefault((*key, spec.epochs, images_of(spec)), []).append(spec)
     timed: dict[tuple[object, ...], tuple[float, float]] = {}
     costs = []
     for whole_key, group in kinds.items():
-        spec, kind = group[0], whole_key[:4]
+        spec, kind = group[0], whole_key[:5]
         if kind not in timed:
             if tflops is None:
                 timed[kind] = _measure(spec, device, precision)

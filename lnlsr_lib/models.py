@@ -80,18 +80,19 @@ class CNN4(nn.Module):
 
     Args:
         num_classes: K >= 2.
+        side: of the images, in pixels, >= 4.
 
     Source: the paper, appendix B, by its reference to Ma et al. 2020; layer sizes and
     initialisation as in the authors' code.
     """
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self, num_classes: int = 10, side: int = 28) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(1, 32, 3, padding=1)
         self.bn1 = nn.BatchNorm2d(32)
         self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
         self.bn2 = nn.BatchNorm2d(64)
-        self.fc1 = nn.Linear(64 * 7 * 7, 128)
+        self.fc1 = nn.Linear(64 * (side // 4) ** 2, 128)
         self.bn3 = nn.BatchNorm1d(128)
         self.fc2 = nn.Linear(128, num_classes)
         initialise(self)
@@ -118,16 +119,17 @@ class CNN8(nn.Module):
 
     Args:
         num_classes: K >= 2.
+        side: of the images, in pixels, >= 8.
 
     Source: the paper, appendix B; layer sizes and initialisation as in the authors' code.
     """
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self, num_classes: int = 10, side: int = 32) -> None:
         super().__init__()
         pairs = list(pairwise((3, 64, 64, 128, 128, 196, 196)))
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairs)
         self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o in pairs)
-        self.fc1 = nn.Linear(196 * 4 * 4, 256)
+        self.fc1 = nn.Linear(196 * (side // 8) ** 2, 256)
         self.bn = nn.BatchNorm1d(256)
         self.fc2 = nn.Linear(256, num_classes)
         initialise(self)
@@ -163,7 +165,7 @@ class _ResNet(ResNet):  # type: ignore[misc]
         return logits
 
 
-def _resnet34(num_classes: int) -> nn.Module:
+def _resnet34(num_classes: int, side: int = 32) -> nn.Module:
     """ResNet-34 for CIFAR: a 3x3 stem of stride 1 without max-pool; 21,328,292 parameters at
     K = 100. Source: the paper, appendix B; stem and initialisation as in the authors' code."""
     model = _ResNet(BasicBlock, [3, 4, 6, 3], num_classes=num_classes)
@@ -173,7 +175,7 @@ def _resnet34(num_classes: int) -> nn.Module:
     return model
 
 
-def _resnet50(num_classes: int) -> nn.Module:
+def _resnet50(num_classes: int, side: int = 224) -> nn.Module:
     """Torchvision's ResNet-50, with its initialisation. Source: the paper, section 3.3."""
     return _ResNet(Bottleneck, [3, 4, 6, 3], num_classes=num_classes)
 
@@ -202,7 +204,7 @@ def channels_last(linear: nn.Linear, channels: int) -> None:
     linear.weight.copy_(weight.transpose(1, 2).flatten(1))
 
 
-MODELS: dict[str, Callable[[int], nn.Module]] = {
+MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn4": CNN4,
     "cnn8": CNN8,
     "resnet34": _resnet34,
@@ -210,7 +212,7 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-def build_model(name: str, num_classes: int, seed: int) -> nn.Module:
+def build_model(name: str, num_classes: int, seed: int, side: int | None = None) -> nn.Module:
     """A freshly initialised network on the CPU; its weights depend on ``seed`` alone.
 
     PyTorch's global generator is left as it was.
@@ -219,14 +221,17 @@ def build_model(name: str, num_classes: int, seed: int) -> nn.Module:
         name: one of ``MODELS``.
         num_classes: K >= 2.
         seed: in [0, 2^63).
+        side: of the images, in pixels, a multiple of 8; None for what the network is made for.
 
     Raises:
-        ValueError: an unknown name, or K < 2.
+        ValueError: an unknown name, K < 2, or a side that is no multiple of 8.
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; there are: {', '.join(MODELS)}")
     if num_classes < 2:
         raise ValueError(f"num_classes must be >= 2, got {num_classes}")
+    if side is not None and (side < 8 or side % 8):
+        raise ValueError(f"side must be a multiple of 8, got {side}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MODELS[name](num_classes)
+        return MODELS[name](num_classes) if side is None else MODELS[name](num_classes, side)

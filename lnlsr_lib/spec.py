@@ -15,7 +15,7 @@ __all__ = ["PROTOCOL_VERSION", "RunSpec", "SparseSpec"]
 
 # Bumped whenever what the trainer computes changes by more than its rounding (that changes with
 # PyTorch and the machine, too), so that old results never pass for new ones.
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -48,6 +48,7 @@ class RunSpec(_Frozen):
     Attributes:
         dataset: name in :data:`lnlsr_lib.data.DATASETS`, or "webvision".
         train_size: class-balanced subset of the training set; None for all of it.
+        side: of the images, in pixels, averaged down to it; None for the data set's own.
         model: name in :data:`lnlsr_lib.models.MODELS`.
         method: the paper's name for the combination, such as "ce_sr".
         loss, loss_params: base loss, by name, and its parameters.
@@ -64,7 +65,7 @@ class RunSpec(_Frozen):
         paper_epochs: of the paper's run; stretches the schedule of lambda over ``epochs``.
         batch_size, learning_rate, momentum, nesterov, weight_decay: of SGD.
         decay: factor of the learning rate after each of the paper's epochs, stretched like lambda;
-            None for cosine annealing to 0.
+            None for cosine annealing to ``final_learning_rate``.
         clip_norm: bound of the gradient's l2 norm; None for no bound.
         padding, flip, degrees: of :class:`lnlsr_lib.augment.Augmentation`.
         mean, std: of the pixels, for normalisation; None for the data set's own.
@@ -77,10 +78,11 @@ class RunSpec(_Frozen):
 
     dataset: str
     train_size: Count | None = None
+    side: Count | None = None
     model: str
     method: str
     loss: str
-    loss_params: dict[str, float] = Field(default_factory=dict)
+    loss_params: dict[str, bool | float] = Field(default_factory=dict)
     sr: SparseSpec | None = None
     noise: Literal["clean", "symmetric", "asymmetric", "human", "transition"]
     noise_rate: Annotated[float, Field(ge=0, le=1)]
@@ -97,6 +99,7 @@ class RunSpec(_Frozen):
     nesterov: bool = False
     weight_decay: NonNegative
     decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    final_learning_rate: NonNegative = 0.0
     clip_norm: Positive | None
     padding: Annotated[int, Field(ge=0, strict=True)] = 0
     flip: bool = False
@@ -133,15 +136,19 @@ class RunSpec(_Frozen):
             raise ValueError("mean and std go together, one of each a channel, std above 0")
         if self.noise == "clean" and self.noise_variant != "paper":
             raise ValueError("noise_variant goes with noise; clean labels have none")
-        if self.loss == "nlnl" and self.sr is not None and self.sr.unit_logits:
+        if self.loss_params.get("phases") == 3 and self.sr is not None and self.sr.unit_logits:
             raise ValueError("nlnl cannot trust outputs that unit_logits keeps below 1/2")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
         if self.dataset == "webvision" and (
-            self.loss == "nlnl" or self.noise != "clean" or self.imbalance or self.train_size
+            self.loss == "nlnl"
+            or self.noise != "clean"
+            or self.imbalance
+            or self.train_size
+            or self.side
         ):
             raise ValueError(
-                "webvision is streamed as it is: no noise, imbalance, train_size or nlnl"
+                "webvision is streamed as it is: no noise, imbalance, train_size, side or nlnl"
             )
         if self.forget_rate is not None and (self.sr is not None or self.loss == "nlnl"):
             raise ValueError("Co-teaching (forget_rate) goes with a plain base loss alone")

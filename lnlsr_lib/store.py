@@ -1,6 +1,7 @@
 """The results folder: one JSON file per run, written whole or not at all, verified when read.
 
     results/runs/<run id>.<precision>.json      finished runs
+    results/runs/<run id>.<precision>.npz       their samples' details, where they were asked for
     results/.partial/<run id>.<precision>.pt    checkpoints of unfinished ones; not for git
 
 A file carries the SHA-256 of its content, so what was cut short or edited is noticed. Several
@@ -26,8 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from lnlsr_lib.spec import PROTOCOL_VERSION, RunSpec
 from lnlsr_lib.trainer import HISTORY, RunResult
@@ -47,11 +50,22 @@ class BusyError(StoreError):
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A finished run as it lies in the store: what was trained, what came out, and how."""
+    """A finished run as it lies in the store: what was trained, what came out, and how.
+
+    Attributes:
+        spec, history, confusion: see :class:`lnlsr_lib.trainer.RunResult`.
+        provenance: code, versions, device, precision, time.
+        features: how well the test features separate the classes, see
+            :func:`lnlsr_lib.embedding.embed`, or None.
+        details: SHA-256 of the file that :meth:`Store.details` reads, or None.
+    """
 
     spec: RunSpec
     history: dict[str, list[float]]
     provenance: dict[str, Any]
+    confusion: list[list[int]]
+    features: dict[str, Any] | None = None
+    details: str | None = None
 
     @property
     def final_accuracy(self) -> float:
@@ -145,16 +159,35 @@ class Store:
 
     # --- finished runs ---
 
-    def save(self, result: RunResult) -> Path:
+    def save(
+        self,
+        result: RunResult,
+        features: dict[str, Any] | None = None,
+        details: dict[str, NDArray[Any]] | None = None,
+    ) -> Path:
         """Store a finished run with its provenance, and drop its checkpoint.
+
+        Args:
+            result: the run.
+            features: numbers about its test features, for the record.
+            details: arrays by name, for a file beside it.
 
         Raises:
             StoreError: it cannot be written.
         """
+        path, sha256 = self.path(result.spec, result.precision), None
+        if details is not None:
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **details)  # type: ignore[arg-type]
+            sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
+            write_atomically(path.with_suffix(".npz"), buffer.getvalue())
         content = {
             "id": result.spec.id,
             "spec": result.spec.model_dump(mode="json"),
             "history": result.history,
+            "confusion": result.confusion,
+            "features": features,
+            "details": sha256,
             "provenance": {
                 **code_version(),
                 "python": platform.python_version(),
@@ -169,7 +202,6 @@ class Store:
             },
         }
         content["sha256"] = _checksum(content)
-        path = self.path(result.spec, result.precision)
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
         self._partial(result.spec, result.precision, "pt").unlink(missing_ok=True)
         return path
@@ -183,7 +215,11 @@ class Store:
         try:
             content = json.loads(path.read_bytes())
             whole = content.pop("sha256") == _checksum(content)
-            run = StoredRun(RunSpec(**content["spec"]), content["history"], content["provenance"])
+            run = StoredRun(
+                RunSpec(**content["spec"]),
+                *(content[name] for name in ("history", "provenance", "confusion")),
+                *(content[name] for name in ("features", "details")),
+            )
             complete = all(len(run.history[name]) == run.spec.epochs for name in HISTORY)
             name = self.path(run.spec, run.provenance["precision"]).name
         except (
@@ -216,6 +252,28 @@ class Store:
             if path.exists():
                 return self.read(path)
         return None
+
+    def details(self, run: StoredRun) -> dict[str, NDArray[Any]]:
+        """What a run's file of details holds, by name.
+
+        That is ``embedding`` (N, 2) of the test features, ``test_prediction``, ``test_margin``,
+        ``train_prediction``, ``train_margin`` and ``train_mean_margin``, each (N,), as
+        :func:`lnlsr_lib.trainer.train` describes them.
+
+        Raises:
+            StoreError: the run has none, or the file is not the one that it was stored with.
+        """
+        path = self.path(run.spec, run.provenance["precision"]).with_suffix(".npz")
+        if run.details is None:
+            raise StoreError(f"{run.spec.id} was stored without details")
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
+        if hashlib.sha256(content).hexdigest() != run.details:
+            raise StoreError(f"{path} was cut short or changed; delete the run, and run it again")
+        with np.load(io.BytesIO(content)) as arrays:
+            return dict(arrays)
 
     def missing(self, specs: Sequence[RunSpec], precision: str | None = None) -> list[RunSpec]:
         """Those of ``specs`` that are not stored (in that precision; in any by default)."""

@@ -6,13 +6,18 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lnlsr_lib.cost import images_of
 from lnlsr_lib.data import DATASETS, Dataset, load_dataset
+from lnlsr_lib.device import resolve_device, resolve_precision
+from lnlsr_lib.embedding import embed
+from lnlsr_lib.feed import selection
 from lnlsr_lib.spec import RunSpec
 from lnlsr_lib.store import BusyError, Store, StoredRun
-from lnlsr_lib.trainer import DivergedError, resolve_device, resolve_precision, selection, train
+from lnlsr_lib.trainer import DivergedError, RunResult, train
 
 __all__ = ["run_all", "run_one"]
 
@@ -27,6 +32,7 @@ def run_one(
     device: str = "auto",
     precision: str = "auto",
     compiled: bool = False,
+    details: bool = False,
     progress: bool = True,
     position: str = "",
 ) -> StoredRun:
@@ -39,6 +45,7 @@ def run_one(
         device, precision: see :func:`lnlsr_lib.trainer.train`; with "auto", a result stored in
             either precision counts.
         compiled: see there as well; a result counts whether it was compiled or not.
+        details: store the samples' details, too; a result without does not count then.
         progress: show a bar on standard error.
         position: put before the run's id in the bar, such as "2/6".
 
@@ -47,12 +54,12 @@ def run_one(
         StoreError, DataError, DivergedError, ValueError: see there.
     """
     stored = store.load(spec, None if precision == "auto" else precision)
-    if stored is not None:
+    if stored is not None and (stored.details or not details):
         return stored
     resolved = resolve_precision(precision, resolve_device(device))
     with store.locked(spec, resolved):
         stored = store.load(spec, resolved)  # another process may just have finished it
-        if stored is not None:
+        if stored is not None and (stored.details or not details):
             return stored
         if data is None and spec.dataset in DATASETS:
             data = load_dataset(spec.dataset)
@@ -80,14 +87,29 @@ def run_one(
                 device=device,
                 precision=resolved,
                 compiled=compiled,
+                details=details,
                 state=state,
                 on_batch=bar.update,
                 on_epoch=on_epoch,
             )
-        store.save(result)
+        store.save(result, *_described(result))
     run = store.load(spec, resolved)
     assert run is not None
     return run
+
+
+def _described(
+    result: RunResult,
+) -> tuple[dict[str, Any] | None, dict[str, NDArray[Any]] | None]:
+    """Numbers about a run's features and the arrays to store, if it has details."""
+    if result.details is None:
+        return None, None
+    found = dict(result.details)
+    embedding, numbers = embed(found.pop("features"), found.pop("test_labels"))
+    arrays = {"embedding": embedding.astype(np.float16)}
+    for name, values in found.items():
+        arrays[name] = values.numpy().astype(np.float16 if "margin" in name else np.uint8)
+    return numbers, arrays
 
 
 def run_all(
@@ -97,6 +119,7 @@ def run_all(
     device: str = "auto",
     precision: str = "auto",
     compiled: bool = False,
+    details: bool = False,
     progress: bool = True,
 ) -> list[StoredRun]:
     """The stored results of all ``specs``, in their order; the missing ones are trained first.
@@ -117,7 +140,7 @@ def run_all(
             if spec in runs or spec in diverged:
                 continue
             known = spec.dataset in loaded or spec.dataset not in DATASETS  # the rest is streamed
-            if not known and store.missing([spec], wanted):
+            if not known and (details or store.missing([spec], wanted)):
                 loaded[spec.dataset] = load_dataset(spec.dataset)
             try:
                 runs[spec] = run_one(
@@ -127,6 +150,7 @@ def run_all(
                     device=device,
                     precision=precision,
                     compiled=compiled,
+                    details=details,
                     progress=progress,
                     position=f"{number}/{len(specs)}",
                 )

@@ -1,0 +1,83 @@
+"""Where to train and in which precision, and what to call it; memory that is kept."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+from functools import cache
+from typing import Literal
+
+import torch
+
+__all__ = ["Precision", "device_name", "keep_freed_memory", "resolve_device", "resolve_precision"]
+
+Precision = Literal["float32", "bf16"]
+
+
+def resolve_device(device: str = "auto") -> torch.device:
+    """CUDA where there is one, then MPS, then the CPU; or the one that is named.
+
+    Raises:
+        ValueError: a device that is unknown or not there.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:
+        raise ValueError(f"device {device!r} cannot be used here: {error}") from None
+    return torch.device(device)
+
+
+def resolve_precision(precision: str, device: torch.device) -> Precision:
+    """Bf16 for "auto" where the device has matrix units for it, float32 elsewhere.
+
+    Those are CUDA devices from Ampere on, and CPUs with AMX or AVX512-BF16. On other CPUs bf16 is
+    emulated, far more slowly than float32.
+
+    Raises:
+        ValueError: neither "auto" nor "float32" nor "bf16".
+    """
+    if precision == "float32":
+        return "float32"
+    if precision == "bf16":
+        return "bf16"
+    if precision != "auto":
+        raise ValueError(f"precision must be auto, float32 or bf16, got {precision!r}")
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device.type == "cpu":
+        can = torch.cpu.get_capabilities()
+        return "bf16" if can.get("amx_bf16") or can.get("avx512_bf16") else "float32"
+    return "float32"
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep freed buffers, rather than hand them back and fault them in every step.
+
+    Does nothing elsewhere.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+    return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1))
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words, for the record."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    name = platform.processor() or platform.machine()
+    if device.type == "cpu" and sys.platform.startswith("linux"):
+        with open("/proc/cpuinfo") as lines:
+            models = [line.split(":", 1)[1] for line in lines if line.startswith("model name")]
+        name = models[0].strip() if models else name
+    return f"{device.type} ({name})"
