@@ -5,7 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["check_labels", "check_logits", "check_range"]
+__all__ = ["check_labels", "check_logits", "check_range", "look"]
+
+
+def look(tensor: Tensor) -> int | float | bool | None:
+    """The one number in ``tensor``; None where looking costs a stall, or is not possible.
+
+    That is on an accelerator, under ``torch.compile``, ``torch.export`` and tracing, and on the
+    batched tensors of ``torch.func`` and fake tensors, which have no values.
+    """
+    if torch.compiler.is_compiling() or tensor.device.type != "cpu" or torch._C._is_tracing():
+        return None
+    try:
+        return tensor.item()
+    except RuntimeError:  # of torch.func, and of fake tensors
+        return None
 
 
 def check_range(
@@ -57,7 +71,7 @@ def check_logits(logits: Tensor) -> Tensor:
         raise TypeError(f"logits must be of a floating dtype, got {logits.dtype}")
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(f"logits must be (N, K) with K >= 2, got shape {tuple(logits.shape)}")
-    if logits.device.type == "cpu" and bool(logits.isnan().any()):
+    if look(logits.isnan().any()):
         rows = int(logits.isnan().any(dim=1).sum())
         raise ValueError(f"logits must not be NaN; {rows} of {len(logits)} rows hold NaN")
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
@@ -85,7 +99,7 @@ def check_labels(labels: Tensor, num_classes: int, num_samples: int | None = Non
         raise ValueError(f"labels must be (N,), got shape {tuple(labels.shape)}")
     if num_samples is not None and len(labels) != num_samples:
         raise ValueError(f"labels must be as many as the samples, {num_samples}, got {len(labels)}")
-    if labels.device.type == "cpu" and len(labels):
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= num_classes:
+    if labels.numel():
+        low, high = look(labels.min()), look(labels.max())
+        if low is not None and high is not None and (low < 0 or high >= num_classes):
             raise ValueError(f"labels must be in [0, {num_classes - 1}], got {low} to {high}")

@@ -7,12 +7,13 @@ L(sigma_tau(z), y) + lambda * ||sigma_tau(z)||_p^p, with lambda growing through 
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lnlsr_lib.checks import check_logits, check_range
+from lnlsr_lib.checks import check_logits, check_range, look
 
 __all__ = ["SparseRegularization", "lp_norm", "sharpen", "sparse_rates"]
 
@@ -140,43 +141,66 @@ class SparseRegularization(nn.Module):
         self.p = p
         self.initial_weight = weight
         self.growth = growth
-        self.every = every
+        self.every = Fraction(every)
         self.unit_logits = unit_logits
         self.warmup = warmup
-        self.epochs_done = 0
+        # as BatchNorm's num_batches_tracked: saved, moved and broadcast with the weights, read by
+        # compiled code without compiling it anew
+        self.register_buffer("epochs_done", torch.zeros((), dtype=torch.int64))
+        self.epochs_done: Tensor
 
     @property
     def weight(self) -> float:
         """lambda_t now; 0 while warming up."""
-        if self.epochs_done < self.warmup:
-            return 0.0
-        return float(self.initial_weight * self.growth ** int(self.epochs_done // self.every))
+        done = int(self.epochs_done)
+        return 0.0 if done < self.warmup else self._grown(done)
+
+    def _grown(self, done: int) -> float:
+        return float(self.initial_weight * self.growth ** (done // self.every))
+
+    def _state(self, device: torch.device) -> tuple[float | Tensor, bool | Tensor]:
+        """lambda, warm-up aside, and whether this is the warm-up; tensors where nobody may look."""
+        done = look(self.epochs_done)
+        if done is not None:
+            return self._grown(int(done)), done < self.warmup
+        epochs = self.epochs_done.to(device)
+        growths = epochs * self.every.denominator // self.every.numerator
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        weight = self.initial_weight * self.growth ** growths.to(wide)
+        return self.initial_weight if self.growth == 1 else weight, epochs < self.warmup
 
     def step(self) -> None:
         """Say that one more epoch is done."""
         self.epochs_done += 1
 
-    def get_extra_state(self) -> int:
-        """The epochs done, so that ``state_dict`` carries lambda along."""
-        return self.epochs_done
-
-    def set_extra_state(self, state: int) -> None:
-        self.epochs_done = int(state)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """As of any module; before version 2 the epochs were the extra state, a Python int."""
+        if f"{prefix}_extra_state" in state_dict:
+            done = state_dict.pop(f"{prefix}_extra_state")
+            state_dict[f"{prefix}epochs_done"] = torch.tensor(int(done))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, logits: Tensor, labels: Tensor, *more: Tensor) -> Tensor:
         """The objective; ``more`` goes to the wrapped loss as it is, such as sample indices."""
-        if self.epochs_done < self.warmup:
-            plain: Tensor = self.loss(check_logits(logits), labels, *more)
+        logits = check_logits(logits)
+        weight, warming = self._state(logits.device)
+        if warming is True:
+            plain: Tensor = self.loss(logits, labels, *more)
             return plain
         z = sharpen(logits, self.temperature, self.unit_logits)  # (N, K)
         norm = lp_norm(z.softmax(dim=1), self.p)  # (N,)
+        if self.warmup and isinstance(warming, Tensor):
+            z = torch.where(warming, logits, z)
+            norm = torch.where(warming, 0.0, norm)
         reduction = getattr(self.loss, "reduction", "mean")
         if reduction == "mean":
             norm = norm.mean()
         elif reduction == "sum":
             norm = norm.sum()
+        if isinstance(weight, Tensor):
+            weight = weight.to(norm.dtype)  # a float, too, is rounded to the tensor it multiplies
         loss: Tensor = self.loss(z, labels, *more)
-        return loss + self.weight * norm
+        return loss + weight * norm
 
     def extra_repr(self) -> str:
         return (

@@ -490,7 +490,7 @@ def test_negative_learning_refuses_what_does_not_fit():
         NegativeLearning(phases=2)
     with pytest.raises(ValueError, match=r"complementary must be in \[1, inf\)"):
         NegativeLearning(complementary=0)
-    with pytest.raises(ValueError, match="complementary must be a whole number, got 1.5"):
+    with pytest.raises(ValueError, match=r"complementary must be a whole number, got 1\.5"):
         NegativeLearning(complementary=1.5)
     loss = NegativeLearning()
     with pytest.raises(RuntimeError, match="comes before the first epoch"):

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
-from lnlsr_lib.losses import build_loss
+from lnlsr_lib.losses import build_loss, cross_entropy
 from lnlsr_lib.regularization import SparseRegularization, lp_norm, sharpen, sparse_rates
 
 BASES = {
@@ -23,6 +24,13 @@ def draw(n=12, k=10, scale=2.0, seed=0):
     generator = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(n, k, generator=generator, dtype=torch.float64)
     return logits.requires_grad_(), torch.randint(k, (n,), generator=generator)
+
+
+def value_and_slope(function, logits):
+    leaf = logits.detach().clone().requires_grad_()
+    value = function(leaf)
+    (slope,) = torch.autograd.grad(value.sum(), leaf)
+    return value.detach(), slope
 
 
 def sharpened(logits, temperature, unit_logits):
@@ -264,7 +272,7 @@ def test_stretched_lambda_follows_the_same_path_over_the_share_of_training(
         nn.CrossEntropyLoss(), weight=1.0, growth=2.0, every=Fraction(every * epochs, paper_epochs)
     )
     for done in {0, 1, epochs // 3, epochs // 2, epochs - 1, epochs}:
-        criterion.epochs_done = done
+        criterion.epochs_done.fill_(done)
         assert criterion.weight == 2.0 ** (done * paper_epochs // (epochs * every))
 
 
@@ -293,6 +301,71 @@ def test_state_dict_carries_the_epochs_done():
     second.load_state_dict(torch.load(buffer, weights_only=True))
     assert second["criterion"].epochs_done == 3
     assert second["criterion"].weight == first["criterion"].weight == 8.0
+
+
+def test_the_epochs_done_are_a_buffer_as_batchnorms_count_is():
+    criterion = SparseRegularization(build_loss("ce"), weight=1.0, growth=2.0)
+    criterion.step()
+    state = criterion.state_dict()
+    assert list(state) == ["epochs_done"]
+    assert state["epochs_done"].dtype == torch.int64
+    assert state["epochs_done"].shape == ()
+    assert criterion.half().epochs_done.dtype == torch.int64
+    criterion.load_state_dict({name: tensor.half() for name, tensor in state.items()})
+    assert criterion.weight == 2.0
+    assert not list(criterion.parameters())
+
+
+@pytest.mark.parametrize("prefix", ["", "criterion."])
+def test_states_that_hold_the_epochs_as_a_number_still_load(prefix):
+    criterion = SparseRegularization(build_loss("ce"), weight=1.0, growth=2.0)
+    module = nn.ModuleDict({"criterion": criterion}) if prefix else criterion
+    module.load_state_dict({f"{prefix}_extra_state": 3})
+    assert criterion.weight == 8.0
+    with pytest.raises(RuntimeError, match="epochs_done"):
+        module.load_state_dict({})
+
+
+SCHEDULES = [
+    {},
+    {"growth": 1.03, "every": 2},
+    {"growth": 1.03, "every": Fraction(3, 2)},
+    {"growth": 2.0, "warmup": 3},
+    {"growth": 1.03, "every": Fraction(2, 5), "warmup": 1},
+]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_one_compile_serves_all_epochs_and_gives_the_same_bits(schedule):
+    """The graph that is captured is run as it is, so that nothing but lambda can differ."""
+    torch.compiler.reset()
+    counter = CompileCounter()
+    logits, labels = (t.detach() for t in draw())
+    logits = logits.float()
+    criterion = SparseRegularization(build_loss("ce"), weight=1.2, unit_logits=True, **schedule)
+    compiled = torch.compile(criterion, backend=counter, fullgraph=True)
+    for _ in range(12):
+        (value, slope), (expected, wanted) = (
+            value_and_slope(lambda z, f=f: f(z, labels), logits) for f in (compiled, criterion)
+        )
+        assert torch.equal(value, expected)
+        torch.testing.assert_close(slope, wanted)
+        criterion.step()
+    assert counter.frame_count == 1
+
+
+def test_lambda_is_rounded_to_the_norm_as_a_python_number_is():
+    logits, labels = (t.detach() for t in draw())
+    logits = logits.float()
+    criterion = SparseRegularization(build_loss("ce"), weight=0.7, growth=1.03)
+    for _ in range(5):
+        z = logits / 0.5
+        expected = (
+            cross_entropy(z, labels).mean()
+            + criterion.weight * lp_norm(z.softmax(dim=1), 0.1).mean()
+        )
+        assert torch.equal(criterion(logits, labels), expected)
+        criterion.step()
 
 
 def test_repr_names_the_parameters():
