@@ -1,4 +1,4 @@
-"""Features of the test set in two dimensions, and in all of theirs a number for what the eye sees."""
+"""Features of the test set in two dimensions, and numbers for what the eye is asked to judge."""
 
 from __future__ import annotations
 

@@ -9,10 +9,12 @@ import lnlsr_lib
 
 FLOORS = [
     ["checks"],
-    ["losses", "regularization", "noise", "models", "augment", "paper"],
-    ["data", "spec"],
+    ["losses", "regularization", "noise", "models", "augment", "device", "paper"],
+    ["data", "spec", "embedding"],
     ["webvision"],
-    ["protocol", "trainer"],
+    ["protocol", "feed", "objective"],
+    ["measure"],
+    ["trainer"],
     ["store", "cost"],
     ["sweep", "experiments"],
     ["report", "plots", "notebook"],
@@ -73,7 +75,7 @@ def code_lines(path):
 
 def test_the_library_is_thin():
     """Docstrings, comments and blank lines may be what they need; code has to earn its place."""
-    assert sum(code_lines(path) for path in FILES) < 2950
+    assert sum(code_lines(path) for path in FILES) < 3600
 
 
 def test_public_names_exist_and_are_listed_once():

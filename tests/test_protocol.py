@@ -3,7 +3,7 @@
 import pytest
 
 from lnlsr_lib.protocol import METHODS, PROFILES, SPARSE, TRAINING, make_spec, method_name
-from lnlsr_lib.trainer import build_criterion
+from lnlsr_lib.objective import build_criterion
 
 ALL = [
     (dataset, method, profile) for dataset in TRAINING for method in METHODS for profile in PROFILES

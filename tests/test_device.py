@@ -1,0 +1,37 @@
+"""Which device, and which precision on it."""
+
+import pytest
+import torch
+
+from lnlsr_lib.device import device_name, keep_freed_memory, resolve_device, resolve_precision
+
+
+def test_auto_resolves():
+    device = resolve_device("auto")
+    assert device.type == ("cuda" if torch.cuda.is_available() else device.type)
+    assert resolve_precision("auto", device) in ("float32", "bf16")
+    assert resolve_precision("auto", torch.device("mps")) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({}, "float32"),
+        ({"avx512_f": True, "amx_bf16": False}, "float32"),
+        ({"amx_bf16": True}, "bf16"),
+        ({"avx512_bf16": True}, "bf16"),
+    ],
+)
+def test_auto_precision_on_a_cpu_is_bf16_only_with_matrix_units(
+    monkeypatch, capabilities, expected
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert resolve_precision("auto", torch.device("cpu")) == expected
+
+
+def test_the_name_says_the_kind_and_the_model():
+    assert device_name(torch.device("cpu")).startswith("cpu (")
+
+
+def test_keeping_memory_may_be_asked_twice():
+    assert keep_freed_memory() == keep_freed_memory()

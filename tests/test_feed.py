@@ -1,0 +1,100 @@
+"""From a spec and its data set to given labels and batches."""
+
+import pytest
+import torch
+
+from lnlsr_lib import feed
+from lnlsr_lib.augment import Augmentation
+from lnlsr_lib.feed import Resident, averaged_down, given_labels, open_source, selection
+from lnlsr_lib.noise import realised_transition
+from lnlsr_lib.protocol import make_spec
+
+
+def shown(spec, data):
+    """The labels that the network is shown, of all training images."""
+    return given_labels(spec, data, torch.arange(len(data.train_labels)))
+
+
+def test_train_size_takes_a_balanced_part(digits, small_spec):
+    spec = small_spec("ce", train_size=130, epochs=1, batch_size=65)
+    index = selection(spec, digits.train_labels)
+    assert digits.train_labels[index].bincount().tolist() == [13] * 10
+    assert torch.equal(index, index.sort().values)
+    assert torch.equal(selection(spec, digits.train_labels), index)
+    source = Resident(spec, digits, torch.device("cpu"))
+    assert [len(batch.index) for batch in source.batches(0)] == [65, 65]
+    with pytest.raises(ValueError, match="size must be a positive multiple of 10"):
+        Resident(small_spec("ce", train_size=131), digits, torch.device("cpu"))
+
+
+def test_imbalance_comes_after_the_balanced_part(digits, small_spec):
+    spec = small_spec("ce", train_size=500, imbalance="step", imbalance_ratio=0.1)
+    index = selection(spec, digits.train_labels)
+    assert digits.train_labels[index].bincount().tolist() == [50] * 5 + [5] * 5
+    assert len(given_labels(spec, digits, index)) == 275
+
+
+def test_a_transition_of_the_users_is_what_the_labels_follow(digits, small_spec):
+    swap = torch.eye(10)
+    swap[3] = torch.tensor([0.0, 0, 0, 0.5, 0, 0, 0, 0, 0.5, 0])
+    changes = {"noise": "transition", "noise_rate": 0.0, "transition": swap.tolist()}
+    labels = shown(small_spec("ce", **changes), digits)
+    realised = realised_transition(digits.train_labels, labels, 10)
+    assert (realised[3, [3, 8]] > 0.3).all()
+    rest = [k for k in range(10) if k != 3]
+    assert torch.equal(realised[rest], torch.eye(10, dtype=torch.float64)[rest])
+
+
+def test_human_labels_are_those_of_the_images_used(digits, small_spec, monkeypatch):
+    people = (digits.train_labels + 1) % 10
+    monkeypatch.setattr(feed, "load_human_labels", lambda kind, name, labels: people)
+    spec = small_spec("ce", noise="human", noise_rate=0.0, human_labels="worse", train_size=100)
+    index = selection(spec, digits.train_labels)
+    assert torch.equal(given_labels(spec, digits, index), people[index])
+
+
+def test_batches_are_augmented_each_epoch_anew(few, small_spec):
+    spec = small_spec("ce", padding=4, flip=True, degrees=20.0)
+    labels = shown(spec, few)
+    source = Resident(spec, few, torch.device("cpu"))
+    draws = Augmentation(4, True, 20.0).draw(few.train_images.shape, spec.generator("augment/1"))
+    seen = []
+    for images, given, truth, index in source.batches(1):
+        expected = Augmentation(4, True, 20.0)(few.train_images[index], draws[index])
+        assert torch.equal(images, expected)
+        assert torch.equal(given, labels[index])
+        assert torch.equal(truth, few.train_labels[index])
+        seen.append(index)
+    assert torch.equal(torch.cat(seen).sort().values, torch.arange(192))
+    (first, _, _, index), _ = source.batches(0)
+    assert not torch.equal(first, few.train_images[index])
+    plain = Resident(small_spec("ce"), few, torch.device("cpu"))
+    (first, _, _, index), _ = plain.batches(0)
+    assert torch.equal(first, few.train_images[index])
+
+
+def test_other_data_than_the_specs_are_refused(few):
+    with pytest.raises(ValueError, match="asks for mnist, but the data are digits"):
+        open_source(make_spec("mnist", "ce", 0.4), few, torch.device("cpu"))
+
+
+def test_a_transition_for_other_classes_is_refused(few, small_spec):
+    spec = small_spec("ce", noise="transition", noise_rate=0.0, transition=[[1.0, 0.0], [0.0, 1.0]])
+    with pytest.raises(ValueError, match="a row for each of 10 classes of digits"):
+        open_source(spec, few, torch.device("cpu"))
+
+
+def test_images_are_averaged_in_whole_blocks():
+    images = torch.arange(32, dtype=torch.uint8).view(1, 2, 4, 4)
+    small = averaged_down(images, 2)
+    assert small.dtype == torch.uint8
+    blocks = images[0, 0].double().view(2, 2, 2, 2).mean(dim=(1, 3)).round()
+    assert torch.equal(small[0, 0].double(), blocks)
+    assert averaged_down(images, None) is images
+    with pytest.raises(ValueError, match="images of 4 pixels cannot be averaged to 3"):
+        averaged_down(images, 3)
+
+
+def test_cifar10s_reduced_runs_see_smaller_images_of_a_part():
+    spec = make_spec("cifar10", "ce", 0.6, profile="lite")
+    assert (spec.side, spec.padding, spec.train_size, spec.epochs) == (16, 2, 20_000, 60)
