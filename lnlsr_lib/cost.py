@@ -126,7 +126,9 @@ def _measure(spec: RunSpec, device: str, precision: str) -> tuple[float, float]:
     result = train(short, data, device=device, precision=precision, on_batch=stamp)
     second = stamps[TIMED_STEPS:]
     step = (second[-1] - second[0]) / (TIMED_STEPS - 1)
-    test = max(0.0, result.history["seconds"][1] - TIMED_STEPS * step) / len(data.test_labels)
+    test = max(0.0, (result.history["seconds"][1] or 0) - TIMED_STEPS * step) / len(
+        data.test_labels
+    )
     return step * spec.batch_size / batch, test
 
 

@@ -38,13 +38,13 @@ class Batch(NamedTuple):
     Attributes:
         images: (B, C, H, W), uint8.
         labels: as given, (B,), int64; truth: as they truly are, or None where nobody knows.
-        index: of the samples among those used, (B,), int64; empty where nothing goes by index.
+        indices: of the samples among those used, (B,), int64; empty where nothing goes by index.
     """
 
     images: Tensor
     labels: Tensor
     truth: Tensor | None
-    index: Tensor
+    indices: Tensor
 
 
 def selection(spec: RunSpec, labels: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class Tally:
                 counts = torch.stack([wrong, wrong & as_given, right, as_given])
                 self.counts += counts.sum(dim=1)
             if len(self.margins):
-                self.margins[batch.index] += margins(z, batch.labels) / len(logits)
+                self.margins[batch.indices] += margins(z, batch.labels) / len(logits)
 
     def figures(self, networks: int = 1) -> dict[str, float | None]:
         """The epoch's train_loss, clipped, memorised, corrected and fitted.

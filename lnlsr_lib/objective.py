@@ -44,9 +44,9 @@ class Objective:
     def __init__(self, spec: RunSpec, labels: Tensor, num_classes: int) -> None:
         self.spec = spec
         self.criterion = build_criterion(spec, self.reduction).to(labels.device)
-        is_sparse = isinstance(self.criterion, SparseRegularization)
-        self.sparse: Any = self.criterion if is_sparse else None
-        self.base: Any = self.sparse.loss if is_sparse else self.criterion
+        criterion: Any = self.criterion
+        self.sparse = criterion if isinstance(criterion, SparseRegularization) else None
+        self.base: Any = criterion if self.sparse is None else criterion.loss
 
     @property
     def weight(self) -> float:

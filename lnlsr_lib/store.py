@@ -19,7 +19,7 @@ import platform
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -63,7 +63,7 @@ class StoredRun:
     spec: RunSpec
     history: dict[str, list[float]]
     provenance: dict[str, Any]
-    confusion: list[list[int]]
+    confusion: list[list[int]] = field(default_factory=list)
     features: dict[str, Any] | None = None
     details: str | None = None
 

@@ -58,23 +58,26 @@ class RunResult:
     Attributes:
         spec: what was trained.
         history: one list per name in ``HISTORY``, one number (or None) per epoch.
-        confusion: counts on the test set after the last epoch, K rows (true class) of K
-            (predicted); of the first network.
         device: such as "cpu (AMD EPYC)", with ", compiled" behind it if the network was.
         precision: "float32" or "bf16"; threads: of the CPU.
         origin: where the data came from.
         realised_noise_rate: the share of training labels that are wrong; None if unknown.
-        details: what :func:`last_look` found, if it was asked for.
+        confusion: counts on the test set after the last epoch, K rows (true class) of K
+            (predicted); of the first network.
+        details: by name, if they were asked for: ``features`` (N, D) of the last hidden layer and
+            ``test_labels`` of the test set; ``test_prediction``, ``train_prediction``, and the
+            margins of the logits, ``test_margin`` (of the true label) and ``train_margin`` (of the
+            given one; ``train_mean_margin`` over all steps), all (N,).
     """
 
     spec: RunSpec
     history: dict[str, list[float | None]]
-    confusion: list[list[int]]
     device: str
     precision: str
     threads: int
     origin: str
     realised_noise_rate: float | None
+    confusion: list[list[int]] = field(default_factory=list)
     details: dict[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -106,14 +109,7 @@ def _outputs(
 def _last_look(
     model: Any, pixels: Pixels, source: Resident | Stream, autocast: torch.autocast, tally: Tally
 ) -> dict[str, Tensor]:
-    """The trained network on every sample, on the CPU.
-
-    Returns:
-        ``features``, the test features of the last hidden layer (N, D) float32, and
-        ``test_labels``; for the test samples, and for the training samples in their order where
-        they have one: ``prediction`` (N,) and ``margin`` (N,) of the logits (of the true label in
-        the test set, of the given one in training); ``train_mean_margin``, over all steps.
-    """
+    """``details`` of :class:`RunResult`: the trained network on every sample that has a place."""
     model.eval()
     found: dict[str, Tensor] = {}
     with autocast:
@@ -232,7 +228,7 @@ def train(
         with autocast:
             inputs = pixels(batch.images)
             logits = [call(inputs).float() for call in calls]  # (B, K) of each network
-        loss = objective(logits, batch.labels, batch.index)
+        loss = objective(logits, batch.labels, batch.indices)
         optimizer.zero_grad()
         loss.backward()
         clipped = []
@@ -242,6 +238,12 @@ def train(
                 clipped.append(norm > spec.clip_norm)
         optimizer.step()
         tally.add(batch, logits, loss, clipped)
+
+    def test(model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Logits (N, K) of the test set, and its labels (N,)."""
+        model.eval()
+        with autocast:
+            return _outputs(lambda images: model(pixels(images)), source.test_batches())
 
     for epoch in range(first, spec.epochs):
         start = time.perf_counter()
@@ -257,10 +259,10 @@ def train(
             if on_batch is not None:
                 on_batch()
         record: dict[str, float | None] = {
-            "learning_rate": scheduler.get_last_lr()[0],
+            "learning_rate": float(scheduler.get_last_lr()[0]),
             "weight": objective.weight,
-            **tally.figures(len(models)),
         }
+        record |= tally.figures(len(models))
         if not math.isfinite(record["train_loss"] or 0):
             raise DivergedError(
                 f"{spec.id}: the loss of epoch {epoch + 1} is {record['train_loss']}"
@@ -268,11 +270,7 @@ def train(
 
         tests = []
         for model in models:
-            model.eval()
-            with autocast:
-                logits, labels = _outputs(
-                    lambda x, net=model: net(pixels(x)), source.test_batches()
-                )
+            logits, labels = test(model)
             if not bool(logits.isfinite().all()):  # the epoch's last step broke the weights
                 raise DivergedError(
                     f"{spec.id}: the test outputs of epoch {epoch + 1} are not finite"
@@ -307,11 +305,11 @@ def train(
     return RunResult(
         spec=spec,
         history=history,
-        confusion=confusion,
         device=device_name(target) + ", compiled" * compiled,
         precision=resolved,
         threads=torch.get_num_threads(),
         origin=source.origin,
         realised_noise_rate=source.wrong,
+        confusion=confusion,
         details=_last_look(models[0], pixels, source, autocast, tally) if details else None,
     )

@@ -22,7 +22,7 @@ def test_train_size_takes_a_balanced_part(digits, small_spec):
     assert torch.equal(index, index.sort().values)
     assert torch.equal(selection(spec, digits.train_labels), index)
     source = Resident(spec, digits, torch.device("cpu"))
-    assert [len(batch.index) for batch in source.batches(0)] == [65, 65]
+    assert [len(batch.indices) for batch in source.batches(0)] == [65, 65]
     with pytest.raises(ValueError, match="size must be a positive multiple of 10"):
         Resident(small_spec("ce", train_size=131), digits, torch.device("cpu"))
 

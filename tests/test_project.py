@@ -1,5 +1,10 @@
 """What lies around the library: the environment, the notebooks, the committed results."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -76,6 +81,7 @@ def test_committed_results_are_whole_and_carry_their_provenance():
         if run.spec.profile == "smoke":
             assert run.spec.dataset == "digits"
             continue
+        assert not run.provenance["modified"]
         assert {"commit", "torch", "device", "precision", "threads", "seconds", "data"} <= set(
             run.provenance
         )
@@ -92,3 +98,39 @@ def test_a_committed_figures_data_are_those_of_the_committed_runs(name):
         seeds = sorted({int(line.split(",")[1]) for line in rows})
         runs = [committed().load(spec) for spec in experiment_specs(name, profile, seeds)]
         assert path.read_text() == curves(runs).to_csv(index=False)
+
+
+def git(*arguments, cwd=ROOT):
+    done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(
+    shutil.which("git") is None or not (ROOT / ".git").exists(), reason="needs a git checkout"
+)
+def test_a_stored_run_is_repeated_to_the_bit_from_the_commit_that_it_names(tmp_path):
+    spec = experiment_specs("fig3", "smoke")[1]
+
+    def run(checkout, results):
+        """Train in a process of its own, from that checkout alone."""
+        command = [sys.executable, "-m", "lnlsr_lib.cli", "--results", str(results), "run", "fig3"]
+        options = ["--profile", "smoke", "--only", spec.id, "--quiet", "--device", "cpu"]
+        environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+        subprocess.run(
+            command + options, cwd=checkout, env=environment, check=True, capture_output=True
+        )
+        (path,) = (results / "runs").glob("*.json")
+        return json.loads(path.read_text())
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    git("clone", "--quiet", "--shared", str(ROOT), str(first))
+    stored = run(first, tmp_path / "stored")
+    assert stored["provenance"]["modified"] is False
+    git("clone", "--quiet", "--shared", str(ROOT), str(second))
+    git("checkout", "--quiet", stored["provenance"]["commit"], cwd=second)
+    again = run(second, tmp_path / "again")
+    for result in (stored, again):
+        result["history"].pop("seconds")
+    assert again["history"] == stored["history"]
+    assert again["confusion"] == stored["confusion"]
+    assert again["details"] == stored["details"]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lnlsr_lib.protocol import METHODS, PROFILES, SPARSE, TRAINING, make_spec, method_name
 from lnlsr_lib.objective import build_criterion
+from lnlsr_lib.protocol import METHODS, PROFILES, SPARSE, TRAINING, make_spec, method_name
 
 ALL = [
     (dataset, method, profile) for dataset in TRAINING for method in METHODS for profile in PROFILES
@@ -87,11 +87,11 @@ def test_mnist_is_the_papers():
     ("method", "params", "sr"),
     [
         ("ce", {}, None),
-        ("fl", {"gamma": 0.5}, None),
+        ("fl", {"gamma": 0.5, "detach": True}, None),
         ("gce", {"q": 0.7, "floor": 1e-7}, None),
-        ("ce_sr", {}, (0.1, 0.1, 4, 2, 5, False)),
-        ("fl_sr", {"gamma": 0.5}, (0.1, 0.1, 4, 2, 5, False)),
-        ("gce_sr", {"q": 0.01, "floor": 1e-7}, (0.5, 0.1, 3, 2, 5, False)),
+        ("ce_sr", {}, (0.1, 0.1, 4, 2, 5, False, 0)),
+        ("fl_sr", {"gamma": 0.5, "detach": True}, (0.1, 0.1, 4, 2, 5, False, 0)),
+        ("gce_sr", {"q": 0.01, "floor": 1e-7}, (0.5, 0.1, 3, 2, 5, False, 0)),
     ],
 )
 def test_mnist_hyper_parameters_are_the_papers(method, params, sr):
@@ -117,23 +117,23 @@ def test_cifar_is_the_papers(dataset, epochs, rate, decay, model, augmentation):
 @pytest.mark.parametrize(
     ("dataset", "method", "condition", "expected"),
     [
-        ("cifar10", "ce_sr", {"noise_rate": 0.6}, (0.5, 0.1, 1.2, 1.03, 1, True)),
-        ("cifar10", "gce_sr", {"noise_rate": 0.6}, (0.5, 0.1, 1.2, 1.03, 1, True)),
-        ("cifar100", "fl_sr", {"noise_rate": 0.6}, (0.5, 0.01, 4, 1.02, 1, True)),
+        ("cifar10", "ce_sr", {"noise_rate": 0.6}, (0.5, 0.1, 1.2, 1.03, 1, True, 0)),
+        ("cifar10", "gce_sr", {"noise_rate": 0.6}, (0.5, 0.1, 1.2, 1.03, 1, True, 0)),
+        ("cifar100", "fl_sr", {"noise_rate": 0.6}, (0.5, 0.01, 4, 1.02, 1, True, 0)),
         (
             *("cifar100", "fl_sr", {"noise_rate": 0.4, "noise": "asymmetric"}),
-            (0.5, 0.01, 10, 1.02, 1, True),
+            (0.5, 0.01, 10, 1.02, 1, True, 0),
         ),
         (
             *("cifar10", "ce_sr", {"imbalance": "step", "imbalance_ratio": 0.1}),
-            (0.5, 0.1, 1, 1.03, 1, False),
+            (0.5, 0.1, 1, 1.03, 1, False, 0),
         ),
         (
             *("cifar100", "ce_sr", {"imbalance": "step", "imbalance_ratio": 0.1}),
-            (0.5, 0.01, 1, 1.02, 1, True),
+            (0.5, 0.01, 1, 1.02, 1, True, 0),
         ),
-        ("webvision", "ce_sr", {}, (0.5, 0.01, 2, 1.02, 1, True)),
-        ("cifar10", "sce_sr", {"noise_rate": 0.6}, (0.5, 0.1, 1.2, 1.03, 1, True)),
+        ("webvision", "ce_sr", {}, (0.5, 0.01, 2, 1.02, 1, True, 0)),
+        ("cifar10", "sce_sr", {"noise_rate": 0.6}, (0.5, 0.1, 1.2, 1.03, 1, True, 0)),
     ],
 )
 def test_sr_of_the_other_data_sets_and_conditions(dataset, method, condition, expected):
@@ -155,20 +155,46 @@ def test_imbalance_has_its_own_training():
 
 def test_webvision_is_the_papers():
     spec = make_spec("webvision", "sce")
-    assert (spec.model, spec.epochs, spec.batch_size, spec.clip_norm) == (
-        "resnet50",
-        250,
-        512,
-        None,
-    )
+    assert (spec.model, spec.epochs, spec.batch_size) == ("resnet50", 250, 512)
+    assert spec.clip_norm == 5.0
     assert (spec.learning_rate, spec.decay, spec.momentum, spec.nesterov) == (0.4, 0.97, 0.9, True)
     assert (spec.weight_decay, spec.loss_params) == (3e-5, {"alpha": 10.0, "beta": 1.0})
 
 
-def test_the_official_variant_has_one_phase_of_nlnl_and_the_codes_noise():
-    spec = make_spec("cifar10", "nlnl", 0.4, variant="official")
-    assert (spec.loss_params, spec.noise_variant) == ({"phases": 1}, "official")
-    assert make_spec("cifar10", "nlnl", 0.4).loss_params == {}
+@pytest.mark.parametrize(
+    ("dataset", "method", "params"),
+    [
+        ("mnist", "apl", {"alpha": 1.0, "beta": 100.0}),
+        ("mnist", "nce_rce", {"alpha": 1.0, "beta": 100.0}),
+        ("mnist", "phuber_ce", {"t": 10.0}),
+        ("cifar100", "nce_rce", {"alpha": 10.0, "beta": 0.1}),
+        ("cifar100", "nfl_rce", {"alpha": 10.0, "beta": 0.1, "detach": True}),
+        ("cifar100", "nfl_rce_sr", {"alpha": 10.0, "beta": 0.1, "detach": True}),
+        ("webvision", "apl", {"alpha": 50.0, "beta": 1.0}),
+        ("webvision", "nfl_rce", {"alpha": 50.0, "beta": 0.1, "detach": True}),
+        ("mnist", "nfl", {"gamma": 0.5, "detach": True}),
+    ],
+)
+def test_parameters_of_the_other_losses(dataset, method, params):
+    assert make_spec(dataset, method).loss_params == params
+
+
+@pytest.mark.parametrize(
+    ("dataset", "epochs", "draws", "rates"),
+    [
+        ("mnist", 720, 1, (0.01, 0.001)),
+        ("cifar10", 1000, 1, (0.01, 0.0)),
+        ("cifar100", 2000, 110, (0.1, 0.0)),
+    ],
+)
+def test_nlnl_has_a_budget_of_its_own_by_name(dataset, epochs, draws, rates):
+    spec, usual = (make_spec(dataset, "nlnl", 0.6, budget=b) for b in ("nlnl", "paper"))
+    assert (spec.epochs, spec.paper_epochs) == (epochs, epochs)
+    assert (spec.learning_rate, spec.final_learning_rate) == rates
+    assert spec.loss_params.get("complementary", 1) == draws
+    assert usual.loss_params == spec.loss_params
+    assert usual.epochs == make_spec(dataset, "ce").epochs
+    assert spec.id != usual.id
 
 
 def test_parameters_can_be_swept():
@@ -222,6 +248,8 @@ def test_reduced_profiles_change_the_budget_and_nothing_else():
         ({"noise_rate": 1.5}, "noise_rate"),
         ({"noise_rate": float("nan")}, "noise_rate"),
         ({"seed": -1}, "seed"),
+        ({"budget": "nlnl"}, "budget 'nlnl' goes with method 'nlnl' on mnist"),
+        ({"budget": "more"}, "unknown budget 'more'; there are: paper, nlnl"),
     ],
     ids=repr,
 )
@@ -234,4 +262,4 @@ def test_unknown_names_and_bad_values_are_refused(changes, message):
 def test_specs_do_not_share_their_parameters():
     """A changed dict in one run must not reach the protocol, and so every other run."""
     make_spec("mnist", "fl", 0.8).loss_params["gamma"] = 9.0
-    assert make_spec("mnist", "fl", 0.8).loss_params == {"gamma": 0.5}
+    assert make_spec("mnist", "fl", 0.8).loss_params["gamma"] == 0.5

@@ -20,6 +20,7 @@ OTHER = {
     "train_size": 1000,
     "model": "cnn8",
     "method": "fl",
+    "side": 14,
     "loss": "ce",
     "loss_params": {"gamma": 0.25},
     "sr": None,
@@ -38,6 +39,7 @@ OTHER = {
     "weight_decay": 0.0,
     "nesterov": True,
     "decay": 0.97,
+    "final_learning_rate": 0.001,
     "clip_norm": None,
     "padding": 4,
     "flip": True,
@@ -48,7 +50,7 @@ OTHER = {
     "forget_epochs": 5,
     "profile": "lite",
     "seed": 2,
-    "protocol": 2,
+    "protocol": 3,
 }
 OTHER_SPARSE = {
     "temperature": 0.2,
@@ -57,6 +59,7 @@ OTHER_SPARSE = {
     "growth": 1.5,
     "every": 4,
     "unit_logits": True,
+    "warmup": 1,
 }
 ALSO = {  # what has to go with it
     "loss": {"loss_params": {}},
@@ -74,8 +77,8 @@ ALSO = {  # what has to go with it
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
-        ("ce", "mnist-sym0.8-ce-seed1-c6fdf3e5"),
-        ("ce_sr", "mnist-sym0.8-ce_sr-seed1-4b22e35d"),
+        ("ce", "mnist-sym0.8-ce-seed1-05d34680"),
+        ("ce_sr", "mnist-sym0.8-ce_sr-seed1-10f101d5"),
     ],
 )
 def test_golden_ids(method, expected):
@@ -114,6 +117,12 @@ def test_json_round_trip_keeps_everything(method, profile):
 
 def test_whole_and_floating_numbers_that_are_equal_give_one_digest():
     assert RunSpec(**FIELDS | {"clip_norm": 5}).digest == SPEC.digest
+    params = SPEC.loss_params | {"gamma": 1}
+    whole, floating = (
+        RunSpec(**FIELDS | {"loss_params": params | g}) for g in ({}, {"gamma": 1.0})
+    )
+    assert whole.digest == floating.digest
+    assert floating.loss_params["detach"] is True
 
 
 @pytest.mark.parametrize("name", RunSpec.model_fields)

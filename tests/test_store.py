@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -119,6 +120,38 @@ def test_a_history_that_json_cannot_hold_is_refused(store, small_spec):
     with pytest.raises(ValueError, match="not JSON compliant"):
         store.save(made_result(small_spec(), accuracy=float("nan")))
     assert store.missing([small_spec()])
+
+
+# --- details -------------------------------------------------------------------------------------
+
+
+def test_details_lie_beside_the_run_and_are_verified(store, small_spec):
+    result = made_result(small_spec())
+    arrays = {"embedding": np.arange(6, dtype=np.float16).reshape(3, 2)}
+    path = store.save(result, {"knn_accuracy": 90.0}, arrays)
+    run = store.load(result.spec)
+    assert run.features == {"knn_accuracy": 90.0}
+    found = store.details(run)
+    assert found.keys() == arrays.keys()
+    assert np.array_equal(found["embedding"], arrays["embedding"])
+    beside = path.with_suffix(".npz")
+    whole = beside.read_bytes()
+    store.save(result, {"knn_accuracy": 90.0}, arrays)
+    assert beside.read_bytes() == whole  # the same arrays, the same bytes
+    beside.write_bytes(whole[:-1])
+    with pytest.raises(StoreError, match=r"npz was cut short or changed"):
+        store.details(run)
+    beside.unlink()
+    with pytest.raises(StoreError, match=r"npz cannot be read"):
+        store.details(run)
+
+
+def test_a_run_without_details_says_so(store, small_spec):
+    store.save(made_result(small_spec()))
+    run = store.load(small_spec())
+    assert (run.features, run.details) == (None, None)
+    with pytest.raises(StoreError, match="was stored without details"):
+        store.details(run)
 
 
 # --- damaged files -------------------------------------------------------------------------------

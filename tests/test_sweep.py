@@ -240,3 +240,19 @@ def test_a_run_that_diverges_does_not_keep_the_others_back(store, tiny, tiny_spe
     with pytest.raises(DivergedError, match=broken.id):
         run_all([broken, whole], store, **QUIET)
     assert store.missing([broken, whole]) == [broken]
+
+
+def test_details_are_trained_for_where_they_are_missing(tmp_path, small_spec):
+    store, spec = Store(tmp_path), small_spec("ce", train_size=130, epochs=1)
+    where = {"device": "cpu", "precision": "float32", "progress": False}
+    plain = run_one(spec, store, **where)
+    assert plain.details is None
+    whole = run_one(spec, store, **where, details=True)
+    assert whole.history["train_loss"] == plain.history["train_loss"]
+    assert 0 <= whole.features["knn_accuracy"] <= 100
+    arrays = store.details(whole)
+    assert arrays["embedding"].shape == (360, 2)
+    assert arrays["train_prediction"].shape == arrays["train_mean_margin"].shape == (130,)
+    right = (arrays["test_margin"] > 0).mean()
+    assert 100 * right == pytest.approx(whole.final_accuracy, abs=0.3)
+    assert run_one(spec, store, **where) == whole  # more than was asked for counts
