@@ -155,6 +155,13 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Lambda, p and tau, MNIST, symmetric 0.8",
         _sweep("mnist", 0.8, "ce_sr", weight=(0, 1, 2, 4, 10, 30, 100), **SWEPT),
     ),
+    "warmup": Experiment(
+        "CE+SR without and with an epoch of warm-up, MNIST, symmetric 0.8",
+        (
+            ("mnist", "ce_sr", {"noise_rate": 0.8}),
+            ("mnist", "ce_sr", {"noise_rate": 0.8, "sr": {"warmup": 1}}),
+        ),
+    ),
     "nlnl": Experiment(
         "NLNL at the budget behind the paper's number, MNIST, symmetric 0.6",
         (("mnist", "nlnl", {"noise_rate": 0.6, "budget": "nlnl"}),),
