@@ -9,7 +9,7 @@ import lnlsr_lib
 
 FLOORS = [
     ["checks"],
-    ["losses", "regularization", "noise", "models", "augment", "device", "paper"],
+    ["losses", "regularization", "noise", "label_issues", "models", "augment", "device", "paper"],
     ["data", "spec", "embedding"],
     ["webvision"],
     ["protocol", "feed", "objective"],
