@@ -19,6 +19,7 @@ FLOORS = [
     ["sweep", "experiments"],
     ["report", "plots", "notebook"],
     ["cli"],
+    ["__main__"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(Path(lnlsr_lib.__file__).parent.glob("*.py"))
