@@ -3,8 +3,11 @@
 
 # The newest of these that is here and fits pyproject.toml; or name one: make PYTHON=...
 PYTHONS := python3.14 python3.13 python3.12 python3.11 python3 python
+comma := ,
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
-PYTHON ?= $(firstword $(foreach name,$(PYTHONS),$(shell $(name) -c '$(FITS)' >/dev/null 2>&1 && echo $(name))))
+ifndef PYTHON
+PYTHON := $(firstword $(foreach name,$(PYTHONS),$(shell $(name) -c '$(FITS)' >/dev/null 2>&1 && echo $(name))))
+endif
 VENV := .venv
 BIN := $(VENV)/bin
 # A moved checkout has another stamp: what is installed there is the folder it came from.
@@ -24,8 +27,6 @@ help:  ## list the targets
 
 python:
 	@$(or $(PYTHON),false) -c '$(FITS)' 2>/dev/null || { echo "make: needs Python 3.11 to 3.14 with venv$(if $(PYTHON),$(comma) and $(PYTHON) is not that); name one: make PYTHON=/path/to/python" >&2; exit 1; }
-
-comma := ,
 
 setup: python  ## make the virtual environment .venv with everything in it
 	+@$(LOCKED) $(READY)
