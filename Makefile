@@ -1,56 +1,89 @@
-# `make book` and `make test` set up whatever they need: Python 3.11 and a network's package
+# `make book` and `make test` set up whatever they need: a Python that fits and a network's package
 # registry (or a pip that knows a local one) are enough. `make help` lists the targets.
 
-PYTHON ?= python3.11
+# The newest of these that is here and fits pyproject.toml; or name one: make PYTHON=...
+PYTHONS := python3.14 python3.13 python3.12 python3.11 python3 python
+comma := ,
+FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
+ifndef PYTHON
+PYTHON := $(firstword $(foreach name,$(PYTHONS),$(shell $(name) -c '$(FITS)' >/dev/null 2>&1 && echo $(name))))
+endif
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+# A moved checkout has another stamp: what is installed there is the folder it came from.
+READY := $(VENV)/.ready-$(shell pwd | cksum | cut -d ' ' -f 1)
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+# Two makes at once take turns.
+LOCKED := $(MAKE) --no-print-directory
+ifndef LNLSR_LOCKED
+LOCKED := LNLSR_LOCKED=1 $(PYTHON) scripts/locked.py .make.lock $(LOCKED)
+endif
 
-.PHONY: help setup book test lint format notebooks clean
+.PHONY: help setup notebooks book test lint format release clean python
+.PHONY: in-notebooks in-book in-test in-release
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY)  ## make the virtual environment .venv with everything in it
+python:
+	@$(or $(PYTHON),false) -c '$(FITS)' 2>/dev/null || { echo "make: needs Python 3.11 to 3.14 with venv$(if $(PYTHON),$(comma) and $(PYTHON) is not that); name one: make PYTHON=/path/to/python" >&2; exit 1; }
+
+setup: python  ## make the virtual environment .venv with everything in it
+	+@$(LOCKED) $(READY)
 
 $(READY): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; name a Python 3.11 or later: make PYTHON=python3" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,test,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,cluster,book,test,dev]'
 	touch $@
 
-notebooks: $(READY)  ## execute every notebook with papermill, into book/notebooks/
+notebooks: python  ## execute every notebook with papermill, into book/notebooks/
+	+@$(LOCKED) in-notebooks
+
+in-notebooks: $(READY)
 	@mkdir -p book/notebooks
 	@set -e; for notebook in $(NOTEBOOKS); do \
 		echo "$$notebook"; \
-		$(BIN)/papermill --no-progress-bar --log-level ERROR --start-timeout 300 $$notebook book/$$notebook; \
+		$(BIN)/python -m papermill --no-progress-bar --log-level ERROR --start-timeout 300 $$notebook book/$$notebook; \
 	done
 
-book: notebooks  ## regenerate every figure and table, and build the book
+book: python  ## regenerate every figure and table, and build the book
+	+@$(LOCKED) in-book
+
+in-book: in-notebooks
 	rm -rf book/_vendor && mkdir -p book/_vendor/notebooks
 	cp $(NOTEBOOKS) book/_vendor/notebooks/
 	$(BIN)/python -c "import shutil; shutil.copytree('results', 'book/_vendor/results', ignore=shutil.ignore_patterns('runs', '.partial'))"
 	$(BIN)/python book/vendor_mathjax.py
-	$(BIN)/jupyter-book build --all -W -n --keep-going book
+	$(BIN)/python -c "from jupyter_book.cli.main import main; main()" build --all -W -n --keep-going book
 	@echo "The book: book/_build/html/index.html"
 
-test: $(READY)  ## run every test, and every notebook in the smoke profile
+test: python  ## run every test, and every notebook in the smoke profile
+	+@$(LOCKED) in-test
+
+in-test: $(READY)
 	$(BIN)/python -m pytest
 	LNLSR_RESULTS=$$(mktemp -d) $(BIN)/python -m pytest --nbval-lax \
 		--nbval-kernel-startup-timeout 300 --nbval-cell-timeout 900 $(NOTEBOOKS)
 
-lint: $(READY)  ## check style and types
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+lint: setup  ## check style and types
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
 
-format: $(READY)  ## mend style, and strip the notebooks' outputs
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
-	$(BIN)/nbstripout $(NOTEBOOKS)
+format: setup  ## mend style, and strip the notebooks' outputs
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+	$(BIN)/python -m nbstripout $(NOTEBOOKS)
+
+release: python  ## build wheel and source archive into dist/, and check the wheel in a bare environment
+	+@$(LOCKED) in-release
+
+in-release: $(READY)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	LNLSR_WHEEL=$$(ls dist/*.whl) $(BIN)/python -m pytest tests/test_release.py
 
 clean:  ## remove what the other targets made, but for results/
-	rm -rf $(VENV) book/_build book/notebooks book/_vendor *.egg-info build
+	rm -rf $(VENV) .make.lock book/_build book/notebooks book/_vendor *.egg-info build dist
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

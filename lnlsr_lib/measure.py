@@ -5,27 +5,16 @@ Nothing here asks the device for a number before its epoch is over.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lnlsr_lib.feed import Batch
+from lnlsr_lib.label_issues import margins
 from lnlsr_lib.regularization import sparse_rates
 
-__all__ = ["Tally", "accuracy_figures", "confusion_matrix", "margins"]
-
-
-def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """The label's logit less the largest of the other classes', (N,): below 0 where they differ.
-
-    Args:
-        logits: (N, K), floating; labels: (N,), int64.
-    """
-    given = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], -math.inf)
-    return given[:, 0] - others.amax(dim=1)
+__all__ = ["Tally", "accuracy_figures", "confusion_matrix"]
 
 
 class Tally:

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from lnlsr_lib.data import Dataset
 from lnlsr_lib.device import device_name, keep_freed_memory, resolve_device, resolve_precision
 from lnlsr_lib.feed import Batch, Pixels, Resident, Stream, open_source
-from lnlsr_lib.measure import Tally, accuracy_figures, confusion_matrix, margins
+from lnlsr_lib.label_issues import margins
+from lnlsr_lib.measure import Tally, accuracy_figures, confusion_matrix
 from lnlsr_lib.models import build_model
 from lnlsr_lib.objective import build_objective
 from lnlsr_lib.spec import RunSpec

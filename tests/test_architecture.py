@@ -9,7 +9,7 @@ import lnlsr_lib
 
 FLOORS = [
     ["checks"],
-    ["losses", "regularization", "noise", "models", "augment", "device", "paper"],
+    ["losses", "regularization", "noise", "label_issues", "models", "augment", "device", "paper"],
     ["data", "spec", "embedding"],
     ["webvision"],
     ["protocol", "feed", "objective"],
@@ -19,6 +19,7 @@ FLOORS = [
     ["sweep", "experiments"],
     ["report", "plots", "notebook"],
     ["cli"],
+    ["__main__"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(Path(lnlsr_lib.__file__).parent.glob("*.py"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lnlsr_lib.feed import Batch
-from lnlsr_lib.measure import Tally, accuracy_figures, confusion_matrix, margins
+from lnlsr_lib.measure import Tally, accuracy_figures, confusion_matrix
 
 
 def logits_of(predictions, classes=3):
@@ -43,11 +43,6 @@ def test_two_networks_count_by_half():
     assert (figures["clipped"], figures["memorised"]) == (0.5, 0.5)
     assert (figures["corrected"], figures["fitted"]) == (0.5, 0.5)
     assert tally.margins.tolist() == [0, 0]
-
-
-def test_margins_are_of_the_label_against_the_largest_other():
-    logits = torch.tensor([[3.0, 1.0, 2.0], [0.0, 4.0, 1.0]])
-    assert margins(logits, torch.tensor([0, 2])).tolist() == [1.0, -3.0]
 
 
 def test_accuracy_figures_of_a_lost_class():

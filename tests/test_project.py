@@ -2,16 +2,21 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from snippets import calls
 
 from lnlsr_lib.experiments import experiment_specs
 from lnlsr_lib.plots import curves
@@ -30,13 +35,145 @@ def pins():
     }
 
 
+def wanted_by_the_project():
+    extras = PROJECT["optional-dependencies"].values()
+    texts = [*PROJECT["dependencies"], *(text for extra in extras for text in extra)]
+    return [r for r in map(Requirement, texts) if r.name != PROJECT["name"]]
+
+
 def test_every_dependency_is_pinned_to_a_version_that_it_allows():
-    extras = PROJECT["optional-dependencies"]
-    for text in [*PROJECT["dependencies"], *(text for extra in extras.values() for text in extra)]:
-        wanted = Requirement(text)
+    for wanted in wanted_by_the_project():
         (pin,) = pins()[wanted.name.lower()].specifier
         assert pin.operator == "=="
-        assert pin.version in wanted.specifier, f"{text} against {pin}"
+        assert pin.version in wanted.specifier, f"{wanted} against {pin}"
+
+
+def test_every_pin_runs_on_every_python_that_the_project_allows():
+    """From the lowest patch release on: a registry's message does not say which pin is to blame."""
+    allowed = SpecifierSet(PROJECT["requires-python"])
+    pythons = [f"3.{minor}.{patch}" for minor in range(15) for patch in (0, 99)]
+    refused, seen = [], set()
+    for name, pin in pins().items():
+        try:
+            about = metadata(name)
+        except PackageNotFoundError:
+            continue  # of an extra that is not installed, or another system's
+        if about["Version"] not in pin.specifier:
+            continue
+        seen.add(name)
+        needs = SpecifierSet(about["Requires-Python"] or "")
+        refused += [f"{pin} needs {needs}" for p in pythons if p in allowed and p not in needs]
+    assert not refused
+    assert {"torch", "numpy", "jupyter-book", "soupsieve", "pytest"} <= seen
+
+
+def make(*arguments, folder=ROOT, **environment):
+    return subprocess.run(
+        ["make", *arguments],
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin", **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+needs_make = pytest.mark.skipif(
+    shutil.which("make", path="/usr/bin:/bin") is None, reason="no make"
+)
+
+
+def interpreter(path, version):
+    """A Python that claims to be of another version."""
+    path.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.version_info = {version}\nexec(sys.argv[2])\n"
+    )
+    path.chmod(0o755)
+
+
+@needs_make
+def test_make_takes_the_newest_python_that_fits(tmp_path):
+    """3.14 is broken here, as a version manager's stand-in is, and python3 is too new."""
+    (tmp_path / "python3.14").write_text("#!/bin/sh\nexit 127\n")
+    (tmp_path / "python3.14").chmod(0o755)
+    for name, version in {"python3.13": (3, 13, 0), "python3.12": (3, 12, 1)}.items():
+        interpreter(tmp_path / name, version)
+    interpreter(tmp_path / "python3", (3, 15, 0))
+    done = make("-n", "in-release", PATH=f"{tmp_path}:/usr/bin:/bin")
+    assert "python3.13 -m venv .venv" in done.stdout
+    assert make("python", PATH=f"{tmp_path}:/usr/bin:/bin").returncode == 0
+
+
+@needs_make
+@pytest.mark.parametrize("version", [(3, 10, 13), (3, 15, 0), (2, 7, 18)])
+def test_make_says_in_one_line_which_python_it_needs(tmp_path, version):
+    interpreter(tmp_path / "mine", version)
+    for target in ("setup", "book", "test", "lint", "format", "notebooks", "release"):
+        done = make("--no-print-directory", target, f"PYTHON={tmp_path / 'mine'}")
+        assert done.returncode == 2
+        said, ended = done.stderr.splitlines()
+        assert "make: needs Python 3.11 to 3.14" in said
+        assert "make: ***" in ended
+
+
+def test_make_and_the_project_allow_the_same_pythons():
+    (low, high) = re.search(
+        r"\((\d+, \d+)\) <= sys.version_info < \((\d+, \d+)\)", (ROOT / "Makefile").read_text()
+    ).groups()
+    allowed = SpecifierSet(PROJECT["requires-python"])
+    assert str(allowed) == f">={low.replace(', ', '.')}"
+    named = [f"python{low[0]}.{n}" for n in range(int(high[3:]) - 1, int(low[3:]) - 1, -1)]
+    assert f"PYTHONS := {' '.join(named)} python3 python\n" in (ROOT / "Makefile").read_text()
+
+
+@needs_make
+def test_no_recipe_calls_a_script_whose_first_line_names_a_folder():
+    for target in ("in-book", "in-test", "in-release", "lint", "format"):
+        recipe = make("-n", target, f"PYTHON={sys.executable}").stdout
+        assert recipe
+        assert not re.findall(r"\.venv/bin/(?!python\b)\S+", recipe)
+
+
+def test_two_commands_under_one_lock_take_turns(tmp_path):
+    code = (
+        "import pathlib, time; log = pathlib.Path('log'); old = log.read_text(); "
+        "time.sleep(0.5); log.write_text(old + 'x')"
+    )
+    (tmp_path / "log").write_text("")
+    command = [sys.executable, ROOT / "scripts" / "locked.py", "lock", sys.executable, "-c", code]
+    both = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) for _ in range(2)]
+    said = b"".join(process.communicate()[1] for process in both)
+    assert [process.returncode for process in both] == [0, 0]
+    assert (tmp_path / "log").read_text() == "xx"
+    assert said == b"make: waiting for another make in this folder\n"
+
+
+def test_a_lock_outlives_its_holder_and_passes_on_the_exit_status(tmp_path):
+    """Killed, the holder leaves its command running; the next one must wait for that."""
+    locked = [sys.executable, ROOT / "scripts" / "locked.py", tmp_path / "lock", sys.executable]
+    code = "import sys, time; print(1, flush=True); time.sleep(1)"
+    first = subprocess.Popen([*locked, "-c", code], stdout=subprocess.PIPE)
+    first.stdout.readline()
+    start = time.perf_counter()
+    first.kill()
+    first.wait()
+    done = subprocess.run([*locked, "-c", "raise SystemExit(7)"], stderr=subprocess.PIPE)
+    assert done.returncode == 7
+    assert time.perf_counter() - start > 0.5
+    first.stdout.close()
+
+
+THREE_LINES = ["README.md", "book/use.md", "notebooks/quickstart.ipynb"]
+
+
+@pytest.mark.parametrize("name", [*THREE_LINES, "book/frameworks.md"])
+def test_the_three_lines_are_the_same_everywhere(name):
+    (readme,) = calls("README.md", "SparseRegularization")
+    assert set(readme) == {"temperature", "p", "weight", "growth"}
+    shown = list(calls(name, "SparseRegularization"))
+    assert shown
+    for call in shown:
+        if "unit_logits" not in call:  # said to be a variant where it stands
+            assert call == readme
 
 
 def test_the_conda_environment_installs_this_package_with_its_extras_and_pins():
