@@ -29,7 +29,7 @@ def look(tensor: Tensor) -> int | float | bool | None:
     That is on an accelerator, under ``torch.compile``, ``torch.export`` and tracing, and on the
     batched tensors of ``torch.func`` and fake tensors, which have no values.
     """
-    if torch.compiler.is_compiling() or tensor.device.type != "cpu" or torch._C._is_tracing():
+    if torch.compiler.is_compiling() or not tensor.is_cpu or torch._C._is_tracing():
         return None
     try:
         return tensor.item()
@@ -179,8 +179,11 @@ def kept_rows(labels: Tensor, ignore_index: int | None) -> Tensor | None:
     """Which labels are not ``ignore_index``, bool; None if all are known to be kept."""
     if ignore_index is None or not isinstance(labels, Tensor) or labels.is_floating_point():
         return None
-    kept = labels != ignore_index
-    return None if not torch.compiler.is_compiling() and look(kept.all()) else kept
+    if labels.numel() and not torch.compiler.is_compiling():
+        nearest = look(labels.amin() if ignore_index < 0 else labels.amax())
+        if nearest is not None and (nearest - ignore_index) * (ignore_index + 0.5) < 0:
+            return None
+    return labels != ignore_index
 
 
 def check_reduction(reduction: Any) -> str:

@@ -62,7 +62,10 @@ def sharpen(logits: Tensor, temperature: float, unit_logits: bool = False) -> Te
         TypeError, ValueError: bad logits or temperature.
     """
     temperature = check_range("temperature", temperature, 0.0, open_low=True)
-    logits = check_logits(logits)
+    return _sharpen(check_logits(logits), temperature, unit_logits)
+
+
+def _sharpen(logits: Tensor, temperature: float, unit_logits: bool) -> Tensor:
     if unit_logits:
         logits = F.normalize(logits, dim=1, eps=SHORTEST)
     return logits / temperature
@@ -297,34 +300,33 @@ class SparseRegularization(nn.Module):
         if warming is True:
             plain: Tensor = self.loss(logits, labels, *more)
             return plain
-        z = sharpen(logits, self.temperature, self.unit_logits)  # (N, K)
-        norm = lp_norm(z.softmax(dim=1), self.p)  # (N,)
+        z = _sharpen(logits, self.temperature, self.unit_logits)  # (N, K)
+        # lp_norm, of what is no larger than 1
+        norm = z.softmax(dim=1).clamp_min(CLAMP).pow(self.p).sum(dim=1)  # (N,)
         if self.warmup and isinstance(warming, Tensor):
             z = torch.where(warming, logits, z)
             norm = torch.where(warming, 0.0, norm)
-        loss: Tensor = self.loss(z, labels, *more)
-        reduction = self.reduction
-        if loss.ndim and not hasattr(self.loss, "reduction"):
-            reduction = "none"
-        kept = kept_rows(labels, getattr(self.loss, "ignore_index", None))
+        wrapped = self.loss
+        loss: Tensor = wrapped(z, labels, *more)
+        # a loss that does not say is taken as it comes
+        reduction = getattr(wrapped, "reduction", "none" if loss.ndim else "mean")
+        kept = kept_rows(labels, getattr(wrapped, "ignore_index", None))
         norm = reduce_rows(norm, reduction, kept)
         if not torch.compiler.is_compiling():
-            check_rows(norm.detach().sum() if norm.ndim else norm, logits, self.unit_logits)
-            self._watch(z, labels, more, loss)
+            check_rows(norm.sum() if norm.ndim else norm, logits, self.unit_logits)
+            self._seen += 1
+            self._since_step += 1
+            if not self._seen & (self._seen - 1):  # the first batch, the 2nd, the 4th, 8th, ...
+                self._watch(z.detach(), labels, more, loss.detach())
         if isinstance(weight, Tensor):
             weight = weight.to(norm.dtype)  # a float, too, is rounded to the tensor it multiplies
         return loss + weight * norm
 
-    @torch.no_grad()
     def _watch(self, z: Tensor, labels: Tensor, more: tuple[Tensor, ...], loss: Tensor) -> None:
-        """Say once what cannot work; on most batches, count."""
-        self._seen += 1
-        self._since_step += 1
+        """Say once what cannot work."""
         if self._seen == 1:
             self._first_look(z, labels, more, loss)
-        # the 256th batch, the 512th, the 1024th and so on
-        often = self._seen & (self._seen - 1) or self._seen < 256
-        if often or not self.training or not self.initial_weight or len(z) < 16:
+        if self._seen < 256 or not self.training or not self.initial_weight or len(z) < 16:
             return
         predicted = z.argmax(dim=1)
         if look((predicted == predicted.flatten()[0]).all()) and not look(
@@ -339,10 +341,11 @@ class SparseRegularization(nn.Module):
         self, z: Tensor, labels: Tensor, more: tuple[Tensor, ...], loss: Tensor
     ) -> None:
         """Refuse a loss that sums without saying so, and warn of a lambda far above lambda_crit."""
-        if more or look(loss.detach().sum()) is None or labels.is_floating_point():
+        if more or look(loss.sum()) is None or labels.is_floating_point():
             return
         if not hasattr(self.loss, "reduction") and not loss.ndim:
-            twice = copy.deepcopy(self.loss)(torch.cat([z, z]), torch.cat([labels, labels]))
+            with torch.no_grad():
+                twice = copy.deepcopy(self.loss)(torch.cat([z, z]), torch.cat([labels, labels]))
             if not torch.allclose(twice, loss, rtol=1e-3):
                 raise ValueError("loss is no mean over the batch: it must say so in loss.reduction")
         try:
