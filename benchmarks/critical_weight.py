@@ -3,8 +3,9 @@
     python benchmarks/critical_weight.py [--data digits made_up] [--epochs 25]
 
 A perceptron of one hidden layer on scikit-learn's digits (K = 10), and on made-up data of 100
-classes, points around 100 centres. tau = 0.5, plain logits, lambda constant. For each loss, exponent
-p and optimiser, all noise rates, weights and seeds are trained at once, as one batch of networks.
+classes, points around 100 centres. tau = 0.5, plain logits, lambda constant. For each loss,
+exponent p and optimiser, all noise rates, weights and seeds are trained at once, as one batch of
+networks. The seconds are those of the processor, a run's share of its group.
 Rows are appended to ``results/critical_weight/critical_weight.csv`` as such a group finishes, and
 groups that are there are not made again.
 """
@@ -146,6 +147,7 @@ def main() -> None:
             }
     else:
         path.write_text(",".join(FIELDS) + "\n")
+    code = code_version()
     groups = itertools.product(args.data, args.optimizers, args.p, args.losses)
     for name, optimizer, p, loss_name in groups:
         if (name, loss_name, p, optimizer) in done:
@@ -164,13 +166,30 @@ def main() -> None:
         for (i, seed), (j, (rate, multiple)) in itertools.product(
             enumerate(SEEDS), enumerate(itertools.product(NOISE, MULTIPLES))
         ):
-            rows.append(
-                [name, loss_name, ";".join(f"{k}={v}" for k, v in params.items()), classes, p]
-                + [optimizer, rate, multiple, seed, f"{multiple * unit:.6g}", f"{critical:.6g}"]
-                + [int(kept[i, j]), int(predicted[i, j]), f"{accuracy[i, j]:.2f}", args.epochs]
-                + [f"{seconds:.3f}", device_name(torch.device("cpu")), torch.get_num_threads()]
-                + ["float32", torch.__version__, code_version()]
-            )
+            row = {
+                "data": name,
+                "loss": loss_name,
+                "parameters": ";".join(f"{key}={value}" for key, value in params.items()),
+                "classes": classes,
+                "p": p,
+                "optimizer": optimizer,
+                "noise_rate": rate,
+                "multiple": multiple,
+                "seed": seed,
+                "weight": f"{multiple * unit:.6g}",
+                "critical_weight": f"{critical:.6g}",
+                "classes_kept": int(kept[i, j]),
+                "classes_predicted": int(predicted[i, j]),
+                "test_accuracy": f"{accuracy[i, j]:.2f}",
+                "epochs": args.epochs,
+                "seconds": f"{seconds:.3f}",
+                "device": device_name(torch.device("cpu")),
+                "threads": torch.get_num_threads(),
+                "precision": "float32",
+                "torch": torch.__version__,
+                "commit": code["commit"][:8] + "+" * code["modified"],
+            }
+            rows.append([row[field] for field in FIELDS])
         with path.open("a", newline="") as lines:
             csv.writer(lines, lineterminator="\n").writerows(rows)
         print(f"{name} {loss_name} p={p} {optimizer}: {seconds * kept.numel():.0f} s", flush=True)
