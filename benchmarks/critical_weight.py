@@ -45,7 +45,7 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 NOISE = (0.0, 0.5, 0.8)
 # lambda over lambda_crit; where that is 0, over lambda_crit of CE
-MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+MULTIPLES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 SEEDS = (1, 2, 3, 4, 5)
 HIDDEN, BATCH, TEMPERATURE = 64, 100, 0.5
 RATES = {"Adam": 3e-3, "SGD": 0.05}  # SGD with momentum 0.9

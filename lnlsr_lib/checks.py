@@ -181,7 +181,8 @@ def kept_rows(labels: Tensor, ignore_index: int | None) -> Tensor | None:
         return None
     if labels.numel() and not torch.compiler.is_compiling():
         nearest = look(labels.amin() if ignore_index < 0 else labels.amax())
-        if nearest is not None and (nearest - ignore_index) * (ignore_index + 0.5) < 0:
+        beyond = nearest is not None and (nearest > ignore_index) == (ignore_index < 0)
+        if beyond and nearest != ignore_index:
             return None
     return labels != ignore_index
 

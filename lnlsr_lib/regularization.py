@@ -223,8 +223,9 @@ class SparseRegularization(nn.Module):
         self.every = Fraction(every)
         self.unit_logits = unit_logits
         self.warmup = check_whole("warmup", warmup, 0)
-        self._seen = self._since_step = self._single_steps = 0  # batches; in eager mode alone
-        self._warned: set[str] = set()
+        # batches seen, and since step(); steps after a single batch. Not in compiled code; a list,
+        # since a module is slow to set attributes of
+        self._counts = [0, 0, 0]
         # as BatchNorm's num_batches_tracked: saved, moved and broadcast with the weights, read by
         # compiled code without compiling it anew
         self.register_buffer("epochs_done", torch.zeros((), dtype=torch.int64))
@@ -254,6 +255,8 @@ class SparseRegularization(nn.Module):
 
     def _factor(self, done: int) -> float:
         """What lambda has grown by."""
+        if self.growth == 1:
+            return 1.0
         try:
             return float(self.growth ** (done * self.every.denominator // self.every.numerator))
         except OverflowError:
@@ -264,7 +267,7 @@ class SparseRegularization(nn.Module):
 
     def _state(self, device: torch.device) -> tuple[float | Tensor, bool | Tensor]:
         """lambda, warm-up aside, and whether this is the warm-up; tensors where nobody may look."""
-        done = look(self.epochs_done)
+        done = look(self._buffers["epochs_done"])  # type: ignore[arg-type]  # faster so
         if done is not None:
             return self.initial_weight * self._factor(int(done)), done < self.warmup
         epochs = self.epochs_done.to(device)
@@ -276,15 +279,14 @@ class SparseRegularization(nn.Module):
     def step(self) -> None:
         """Say that one more epoch is done."""
         self.epochs_done += 1
-        self._single_steps = self._single_steps + 1 if self._since_step == 1 else 0
-        self._since_step = 0
-        if self._single_steps == 100 and self.growth != 1:
-            self._warn("step() came after each of the last 100 batches; it is called once an epoch")
-
-    def _warn(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            warnings.warn(message, stacklevel=4)
+        seen, since, single = self._counts
+        single = single + 1 if since == 1 else 0
+        self._counts = [seen, 0, single]
+        if single == 100 and self.growth != 1:
+            warnings.warn(
+                "step() came after each of the last 100 batches; it is called once an epoch",
+                stacklevel=2,
+            )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """As of any module; before version 2 the epochs were the extra state, a Python int."""
@@ -314,9 +316,10 @@ class SparseRegularization(nn.Module):
         norm = reduce_rows(norm, reduction, kept)
         if not torch.compiler.is_compiling():
             check_rows(norm.sum() if norm.ndim else norm, logits, self.unit_logits)
-            self._seen += 1
-            self._since_step += 1
-            if not self._seen & (self._seen - 1):  # the first batch, the 2nd, the 4th, 8th, ...
+            counts = self._counts
+            counts[0] += 1
+            counts[1] += 1
+            if not counts[0] & (counts[0] - 1):  # the first batch, the 2nd, the 4th, 8th, ...
                 self._watch(z.detach(), labels, more, loss.detach())
         if isinstance(weight, Tensor):
             weight = weight.to(norm.dtype)  # a float, too, is rounded to the tensor it multiplies
@@ -324,17 +327,18 @@ class SparseRegularization(nn.Module):
 
     def _watch(self, z: Tensor, labels: Tensor, more: tuple[Tensor, ...], loss: Tensor) -> None:
         """Say once what cannot work."""
-        if self._seen == 1:
+        seen, rows = self._counts[0], labels.flatten()
+        if seen == 1:
             self._first_look(z, labels, more, loss)
-        if self._seen < 256 or not self.training or not self.initial_weight or len(z) < 16:
+        if seen < 256 or not self.training or not self.initial_weight or len(rows) < 16:
             return
-        predicted = z.argmax(dim=1)
-        if look((predicted == predicted.flatten()[0]).all()) and not look(
-            labels.eq(labels[0]).all()
-        ):
-            self._warn(
+        predicted = z.argmax(dim=1).flatten()
+        if look((predicted == predicted[0]).all()) and look((rows != rows[0]).any()):
+            self._counts[0] = -(2**62)  # once
+            warnings.warn(
                 "SR has collapsed: all outputs of a training batch predict the same class. "
-                "lnlsr_lib.regularization.critical_weight says how large weight (lambda) may be"
+                "critical_weight says how large weight (lambda) may be",
+                stacklevel=5,
             )
 
     def _first_look(
@@ -353,10 +357,11 @@ class SparseRegularization(nn.Module):
         except Exception:  # any loss may be wrapped, and not each has a second derivative
             return
         if self.initial_weight > FAR_ABOVE * critical and not self.unit_logits:
-            self._warn(
+            warnings.warn(
                 f"weight (lambda) = {self.initial_weight:g} is far above critical_weight = "
                 f"{critical:.3g} of this loss with {z.shape[1]} classes and p = {self.p:g}: the "
-                "outputs are likely to fall to few classes"
+                "outputs are likely to fall to few classes",
+                stacklevel=6,
             )
 
     def extra_repr(self) -> str:
