@@ -6,7 +6,7 @@ An executable companion to Zhou, Liu, Wang, Zhai, Jiang and Ji, ICCV 2021 (arXiv
 from importlib.metadata import version
 
 from lnlsr_lib.losses import CrossEntropy, FocalLoss, GeneralizedCrossEntropy
-from lnlsr_lib.regularization import SparseRegularization
+from lnlsr_lib.regularization import SparseRegularization, critical_weight
 
 __all__ = [
     "CrossEntropy",
@@ -14,5 +14,6 @@ __all__ = [
     "GeneralizedCrossEntropy",
     "SparseRegularization",
     "__version__",
+    "critical_weight",
 ]
 __version__ = version("lnlsr")

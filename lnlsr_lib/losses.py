@@ -1,5 +1,8 @@
 """Base losses: logits (N, K) and labels (N,) to one loss per sample, then the reduction.
 
+As PyTorch's own criteria they also take logits (N, K, ...) with labels (N, ...), such as (N, K, T)
+of tokens and (N, K, H, W) of pixels; every position is then a sample.
+
 Each loss is a pure function that returns one value per sample, and a thin module around it with
 ``reduction`` as in PyTorch. Probabilities are u = softmax(z); u_y is that of the given label.
 Half-precision logits are lifted to float32 first, and everything is computed from log u, so values
@@ -9,6 +12,7 @@ and gradients stay finite for u_y -> 0 and u_y -> 1.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,7 +21,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lnlsr_lib.checks import check_labels, check_logits, check_range
+from lnlsr_lib.checks import (
+    check_generator,
+    check_labels,
+    check_logits,
+    check_range,
+    check_reduction,
+    check_rows,
+    check_whole,
+    kept_rows,
+    reduce_rows,
+)
 
 __all__ = [
     "LOSSES",
@@ -39,7 +53,6 @@ __all__ = [
     "reverse_cross_entropy",
 ]
 
-REDUCTIONS = ("mean", "sum", "none")
 RCE_LOG_ZERO = math.log(1e-4)  # A, the logarithm of a clamped 0; source: the authors' code
 
 PerSample = Callable[[Tensor, Tensor], Tensor]
@@ -48,18 +61,26 @@ PerSample = Callable[[Tensor, Tensor], Tensor]
 def _log_softmax(logits: Tensor, labels: Tensor) -> Tensor:
     """log u, (N, K), in at least float32, once both arguments are checked."""
     logits = check_logits(logits)
-    check_labels(labels, logits.shape[1], logits.shape[0])
-    return logits.log_softmax(dim=1)
+    check_labels(labels, logits.shape[1], (logits.shape[0], *logits.shape[2:]))
+    log_u = logits.log_softmax(dim=1)
+    if not torch.compiler.is_compiling():  # NaN anywhere in a row makes its softmax NaN throughout
+        check_rows(log_u.detach().select(1, 0).sum(), logits)
+    return log_u
 
 
 def _at(values: Tensor, labels: Tensor) -> Tensor:
     """The entry of each row that its label names, (N,)."""
-    return values.gather(1, labels[:, None])[:, 0]
+    return values.gather(1, labels.unsqueeze(1)).squeeze(1)
 
 
 def _log_target(logits: Tensor, labels: Tensor) -> Tensor:
     """log u_y, (N,), in at least float32."""
     return -F.nll_loss(_log_softmax(logits, labels), labels, reduction="none")
+
+
+def _of_all(log_u: Tensor) -> Tensor:
+    """Log u for a sum over the classes, from which a class that is masked with -inf stays out."""
+    return log_u.masked_fill(log_u == -math.inf, 0.0)
 
 
 def _focal(log_u: Tensor, gamma: float, detach: bool) -> Tensor:
@@ -111,7 +132,7 @@ def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 0.5, detach: bool 
 
     Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017; detach, the authors' code.
     """
-    check_range("gamma", gamma, 0.0)
+    gamma = check_range("gamma", gamma, 0.0)
     return _focal(_log_target(logits, labels), gamma, detach)
 
 
@@ -139,8 +160,8 @@ def generalized_cross_entropy(
 
     Source: Zhang and Sabuncu, NeurIPS 2018; the floor, the authors' code.
     """
-    check_range("q", q, 0.0, 1.0, open_low=True)
-    check_range("floor", floor, 0.0, 1.0)
+    q = check_range("q", q, 0.0, 1.0, open_low=True)
+    floor = check_range("floor", floor, 0.0, 1.0)
     log_u = _log_target(logits, labels)
     if floor:
         log_u = log_u.clamp_min(math.log(floor))
@@ -166,7 +187,7 @@ def mean_absolute_error(logits: Tensor, labels: Tensor, scale: float = 2.0) -> T
 
     Source: Ghosh et al., AAAI 2017; both scales as in the authors' code.
     """
-    check_range("scale", scale, 0.0, open_low=True)
+    scale = check_range("scale", scale, 0.0, open_low=True)
     return -scale * torch.expm1(_log_target(logits, labels))
 
 
@@ -209,7 +230,7 @@ def normalized_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Source: Ma et al., ICML 2020.
     """
     log_u = _log_softmax(logits, labels)
-    return _at(log_u, labels) / log_u.sum(dim=1)
+    return _at(log_u, labels) / _of_all(log_u).sum(dim=1)
 
 
 def normalized_focal_loss(
@@ -234,8 +255,8 @@ def normalized_focal_loss(
 
     Source: Ma et al., ICML 2020.
     """
-    check_range("gamma", gamma, 0.0)
-    focal = _focal(_log_softmax(logits, labels), gamma, detach)
+    gamma = check_range("gamma", gamma, 0.0)
+    focal = _focal(_of_all(_log_softmax(logits, labels)), gamma, detach)
     return _at(focal, labels) / focal.sum(dim=1)
 
 
@@ -257,7 +278,7 @@ def partially_huberised_cross_entropy(logits: Tensor, labels: Tensor, t: float =
 
     Source: Menon et al., ICLR 2020.
     """
-    check_range("t", t, 1.0, open_low=True)
+    t = check_range("t", t, 1.0, open_low=True)
     log_u = _log_target(logits, labels)
     return torch.where(log_u > -math.log(t), -log_u, math.log(t) + 1 - t * log_u.exp())
 
@@ -269,18 +290,30 @@ class Loss(nn.Module):
         reduction: "mean" (default), "sum", or "none" for the per-sample values (N,).
         function: of (logits, labels) and ``params`` to one loss per sample, (N,); it is called once
             here, so that bad parameters are refused at once.
+        weight: of each class, (K,), floating, >= 0; ``mean`` is then the weighted mean. All classes
+            weigh the same by default.
+        ignore_index: a label whose samples do not count. Both as ``nn.CrossEntropyLoss`` has them.
 
     Raises:
-        TypeError, ValueError: an unknown reduction, or parameters that the function refuses.
+        TypeError, ValueError: an unknown reduction, bad weights, or parameters that the function
+            refuses.
     """
 
     def __init__(
-        self, reduction: str = "mean", function: Callable[..., Tensor] | None = None, **params: Any
+        self,
+        reduction: str = "mean",
+        function: Callable[..., Tensor] | None = None,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        **params: Any,
     ) -> None:
         super().__init__()
-        if reduction not in REDUCTIONS:
-            raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
-        self.reduction = reduction
+        if weight is not None and (weight.ndim != 1 or not bool((weight >= 0).all())):
+            raise ValueError(f"weight must be (K,), each >= 0, got {weight!r}")
+        self.reduction = check_reduction(reduction)
+        self.ignore_index: int | None = operator.index(ignore_index)
+        self.register_buffer("weight", weight)
+        self.weight: Tensor | None
         if function is not None:
             function(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), **params)
         self.function, self.params = function, params
@@ -291,34 +324,44 @@ class Loss(nn.Module):
         return self.function(logits, labels, **self.params)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        loss = self.per_sample(logits, labels)  # (N,)
-        if self.reduction == "none":
-            return loss
-        return loss.mean() if self.reduction == "mean" else loss.sum()
+        kept = kept_rows(labels, self.ignore_index)
+        if kept is not None:
+            labels = torch.where(kept, labels, 0)
+        rows = self.per_sample(logits, labels)  # (N,)
+        weight = self.weight
+        if weight is not None:
+            if len(weight) != logits.shape[1]:
+                raise ValueError(f"weight must be ({logits.shape[1]},), got ({len(weight)},)")
+            weight = weight.to(rows.dtype)[labels]
+        return reduce_rows(rows, self.reduction, kept, weight)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.params.items())
 
 
 class CrossEntropy(Loss):
-    """CE, see :func:`cross_entropy`."""
+    """CE, see :func:`cross_entropy`; ``more`` are :class:`Loss`'s weight and ignore_index."""
 
-    def __init__(self, reduction: str = "mean") -> None:
-        super().__init__(reduction, cross_entropy)
+    def __init__(self, reduction: str = "mean", **more: Any) -> None:
+        super().__init__(reduction, cross_entropy, **more)
 
 
 class FocalLoss(Loss):
-    """FL, see :func:`focal_loss`."""
+    """FL, see :func:`focal_loss`; ``more`` are :class:`Loss`'s weight and ignore_index."""
 
-    def __init__(self, gamma: float = 0.5, detach: bool = False, reduction: str = "mean") -> None:
-        super().__init__(reduction, focal_loss, gamma=gamma, detach=detach)
+    def __init__(
+        self, gamma: float = 0.5, detach: bool = False, reduction: str = "mean", **more: Any
+    ) -> None:
+        super().__init__(reduction, focal_loss, gamma=gamma, detach=detach, **more)
 
 
 class GeneralizedCrossEntropy(Loss):
-    """GCE, see :func:`generalized_cross_entropy`."""
+    """GCE, see :func:`generalized_cross_entropy`; ``more`` are :class:`Loss`'s options."""
 
-    def __init__(self, q: float = 0.7, floor: float = 0.0, reduction: str = "mean") -> None:
-        super().__init__(reduction, generalized_cross_entropy, q=q, floor=floor)
+    def __init__(
+        self, q: float = 0.7, floor: float = 0.0, reduction: str = "mean", **more: Any
+    ) -> None:
+        super().__init__(reduction, generalized_cross_entropy, q=q, floor=floor, **more)
 
 
 class WeightedSum(Loss):
@@ -327,10 +370,10 @@ class WeightedSum(Loss):
     Args:
         first, second: functions of (logits, labels) to one loss per sample.
         alpha, beta: their weights, >= 0.
-        reduction: as for :class:`Loss`.
+        reduction: as for :class:`Loss`, as are weight and ignore_index in ``more``.
 
     Raises:
-        TypeError, ValueError: a weight below 0.
+        TypeError, ValueError: alpha or beta below 0, or as for :class:`Loss`.
 
     Source: SCE = alpha CE + beta RCE, Wang et al., ICCV 2019; APL = alpha active + beta passive,
     Ma et al., ICML 2020. In APL the passive part of NCE+MAE is beta (1 - u_y), half of
@@ -344,12 +387,14 @@ class WeightedSum(Loss):
         alpha: float = 1.0,
         beta: float = 1.0,
         reduction: str = "mean",
+        **more: Any,
     ) -> None:
-        super().__init__(reduction)
-        check_range("alpha", alpha, 0.0)
-        check_range("beta", beta, 0.0)
+        super().__init__(reduction, **more)
         self.first, self.second = first, second
-        self.alpha, self.beta = alpha, beta
+        self.alpha = check_range("alpha", alpha, 0.0)
+        self.beta = check_range("beta", beta, 0.0)
+        if self.params:
+            raise TypeError(f"there are no parameters {', '.join(self.params)}")
 
     def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
         return self.alpha * self.first(logits, labels) + self.beta * self.second(logits, labels)
@@ -371,7 +416,9 @@ class NegativeLearning(Loss):
     weighted by w_y in the third phase.
 
     It has to be told of the samples, once: :meth:`attach`; of every epoch: :meth:`start_epoch`; and
-    it takes their indices: ``loss(logits, labels, index)``. Its state is in ``state_dict``.
+    it takes their indices: ``loss(logits, labels, index)``. Its state is in ``state_dict``. The
+    confidence is no buffer, which DistributedDataParallel would copy from the first process over
+    what the others have seen: each process keeps that of the samples that it has trained on.
 
     Args:
         phases: 1 for the first alone, as in the code of APL and of the authors, or 3.
@@ -397,24 +444,47 @@ class NegativeLearning(Loss):
         self.phases, self.complementary = int(phases), int(complementary)
         self.phase = 1
         self.slot = 0
-        self.register_buffer("confidence", torch.zeros(self.WINDOW, 0))  # u_y, (visits, samples)
+        self.ignore_index = None
+        self.confidence = torch.zeros(self.WINDOW, 0)  # u_y, (visits, samples)
+        self.shifts = torch.zeros(0, 0, dtype=torch.int64)  # from the given label to each draw
         self.register_buffer("class_weight", torch.zeros(0))  # w, (K,)
-        self.register_buffer("shifts", torch.zeros(0, 0, dtype=torch.int64), persistent=False)
-        self.confidence: Tensor
         self.class_weight: Tensor
-        self.shifts: Tensor  # from the given label to each draw, (samples, draws)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NegativeLearning:
+        self.confidence, self.shifts = fn(self.confidence), fn(self.shifts)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def get_extra_state(self) -> Tensor:
+        """The samples' confidence, a tensor, which every format of states can hold."""
+        return self.confidence
+
+    def set_extra_state(self, state: Tensor) -> None:
+        if state.shape != self.confidence.shape:
+            there, here = tuple(state.shape), tuple(self.confidence.shape)
+            raise ValueError(f"the state is of other samples, {there}, and this is {here}: attach")
+        self.confidence.copy_(state)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """As of any module; the confidence may also be the buffer that it was before version 2."""
+        if f"{prefix}confidence" in state_dict:
+            state_dict[f"{prefix}_extra_state"] = state_dict.pop(f"{prefix}confidence")
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def attach(self, labels: Tensor, num_classes: int) -> None:
         """Make room for the samples' state.
 
         Args:
-            labels: the given label of every training sample, (N,), int64.
+            labels: the given label of every training sample, (N,), int64, N >= 1.
             num_classes: K >= 2.
 
         Raises:
-            TypeError, ValueError: bad labels.
+            TypeError, ValueError: bad labels, or none, or a bad K.
         """
+        num_classes = check_whole("num_classes", num_classes, 2)
         check_labels(labels, num_classes)
+        if not len(labels):
+            raise ValueError("labels must be of one sample at least")
         counts = labels.bincount(minlength=num_classes).float()
         self.class_weight = counts.max() / counts.clamp_min(1)
         visits = self.WINDOW if self.phases == 3 else 0
@@ -424,26 +494,37 @@ class NegativeLearning(Loss):
         """Choose the phase, and draw the complementary labels' distances from the given ones.
 
         Args:
-            epoch: from 0.
+            epoch: from 0, below ``epochs``.
             epochs: all that will be trained.
-            generator: a CPU generator.
+            generator: a CPU generator, or a seed.
 
         Raises:
             RuntimeError: :meth:`attach` was not called.
+            TypeError, ValueError: an epoch that is none of these, or another generator.
         """
+        epoch, epochs = check_whole("epoch", epoch, 0), check_whole("epochs", epochs, 1)
+        if epoch >= epochs:
+            raise ValueError(f"epoch must be below epochs={epochs}, from 0; got {epoch}")
         if not self.confidence.shape[1]:
             raise RuntimeError("attach(labels, num_classes) comes before the first epoch")
         self.phase = 1 if self.phases == 1 else 1 + 3 * epoch // epochs
         self.slot = epoch % self.WINDOW
         shape = (self.confidence.shape[1], self.complementary)
-        shifts = torch.randint(1, len(self.class_weight), shape, generator=generator)
+        shifts = torch.randint(
+            1, len(self.class_weight), shape, generator=check_generator(generator)
+        )
         self.shifts = shifts.to(self.confidence.device)
 
     def forward(  # type: ignore[override]
         self, logits: Tensor, labels: Tensor, index: Tensor
     ) -> Tensor:
         log_u = _log_softmax(logits, labels)  # (N, K)
-        classes = log_u.shape[1]
+        classes, samples = len(self.class_weight), len(self.shifts)
+        if not samples:
+            raise RuntimeError("attach() and start_epoch() come before the first batch")
+        if log_u.ndim != 2 or log_u.shape[1] != classes:
+            raise ValueError(f"logits must be (N, {classes}), got {tuple(logits.shape)}")
+        check_labels(index, samples, len(labels), "index")
         weight = self.class_weight[labels].to(log_u.dtype)  # (N,)
         used = torch.ones_like(weight)
         if self.phase > 1:
@@ -457,10 +538,8 @@ class NegativeLearning(Loss):
             loss, total = -weight * miss.log().sum(dim=1), used.sum()
         if self.training and self.phases == 3:
             self.confidence[self.slot, index] = _at(log_u, labels).detach().exp().float()
-        loss = loss * used
-        if self.reduction == "none":
-            return loss
-        return loss.sum() / total.clamp_min(1e-12) if self.reduction == "mean" else loss.sum()
+        loss = reduce_rows(loss * used, "none" if self.reduction == "none" else "sum")
+        return loss / total.clamp_min(1e-12) if self.reduction == "mean" else loss
 
 
 def co_teaching_loss(first: Tensor, second: Tensor, keep_rate: float) -> Tensor:

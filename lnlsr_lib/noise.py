@@ -22,10 +22,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lnlsr_lib.checks import check_labels, check_range
+from lnlsr_lib.checks import check_generator, check_labels, check_range, check_whole
 
 __all__ = [
     "ASYMMETRIC_FLIPS",
@@ -104,11 +105,6 @@ OFFICIAL_CIFAR100_FLIPS = _cycles(range(first, first + 5) for first in range(0, 
 OFFICIAL_MNIST_SEED = 0
 
 
-def _check_num_classes(num_classes: int) -> None:
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
-        raise ValueError(f"num_classes must be an int >= 2, got {num_classes!r}")
-
-
 def _check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
@@ -129,8 +125,8 @@ def symmetric_transition(num_classes: int, noise_rate: float) -> Tensor:
 
     Source: the paper, section 2.1.
     """
-    _check_num_classes(num_classes)
-    check_range("noise_rate", noise_rate, 0.0, 1.0)
+    num_classes = check_whole("num_classes", num_classes, 2)
+    noise_rate = check_range("noise_rate", noise_rate, 0.0, 1.0)
     off = noise_rate / (num_classes - 1)
     transition = torch.full((num_classes, num_classes), off, dtype=torch.float64)
     return transition.fill_diagonal_(1.0 - noise_rate)
@@ -152,11 +148,13 @@ def pair_transition(num_classes: int, flips: Mapping[int, int], noise_rate: floa
 
     Source: the paper, appendix B.
     """
-    _check_num_classes(num_classes)
-    check_range("noise_rate", noise_rate, 0.0, 1.0)
+    num_classes = check_whole("num_classes", num_classes, 2)
+    noise_rate = check_range("noise_rate", noise_rate, 0.0, 1.0)
     transition = torch.eye(num_classes, dtype=torch.float64)
     for source, target in flips.items():
-        inside = all(isinstance(k, int) and 0 <= k < num_classes for k in (source, target))
+        inside = all(
+            isinstance(k, (int, np.integer)) and 0 <= k < num_classes for k in (source, target)
+        )
         if not inside or source == target:
             raise ValueError(
                 f"flips must go from one class in [0, {num_classes - 1}] to another, "
@@ -245,7 +243,7 @@ def _check_transition(transition: Tensor) -> None:
         raise ValueError("transition must be row-stochastic: entries >= 0, every row sums to 1")
 
 
-def corrupt_labels(labels: Tensor, transition: Tensor, generator: torch.Generator) -> Tensor:
+def corrupt_labels(labels: Tensor, transition: Tensor, generator: torch.Generator | int) -> Tensor:
     """Draw each sample's noisy label from its true class's row, independently.
 
     An entry of ``transition`` that is exactly 0 is never drawn.
@@ -253,7 +251,7 @@ def corrupt_labels(labels: Tensor, transition: Tensor, generator: torch.Generato
     Args:
         labels: true labels, (N,), int64, on the CPU.
         transition: (K, K), floating, row-stochastic; ``[i, j]`` = P(label j | true class i).
-        generator: a CPU generator; the draws come from it alone.
+        generator: a CPU generator, or a seed; the draws come from it alone.
 
     Returns:
         Noisy labels, (N,), int64; ``labels`` is left as it was.
@@ -266,8 +264,14 @@ def corrupt_labels(labels: Tensor, transition: Tensor, generator: torch.Generato
     cumulative = transition.double().cumsum(dim=1)
     # Dividing by the last entry makes it, and any trailing ones of probability 0, exactly 1.
     cumulative = cumulative / cumulative[:, -1:]
-    draws = torch.rand(len(labels), 1, dtype=torch.float64, generator=generator)
-    return torch.searchsorted(cumulative[labels], draws, right=True)[:, 0]
+    generator = check_generator(generator)
+    draws = torch.rand(len(labels), 1, dtype=torch.float64, generator=generator)[:, 0]
+    noisy = torch.empty_like(labels)
+    counts = labels.bincount(minlength=len(transition)).tolist()
+    # class by class, so that no row is ever copied to each of its samples
+    for row, places in zip(cumulative, labels.argsort().split(counts), strict=True):
+        noisy[places] = torch.searchsorted(row, draws[places], right=True)
+    return noisy
 
 
 def realised_transition(labels: Tensor, noisy_labels: Tensor, num_classes: int) -> Tensor:
@@ -303,7 +307,7 @@ def noisy_labels(
     num_classes: int,
     kind: NoiseKind,
     noise_rate: float,
-    generator: torch.Generator,
+    generator: torch.Generator | int,
     variant: NoiseVariant = "paper",
 ) -> Tensor:
     """Corrupt labels with the noise of the paper, or with that of its authors' code.
@@ -318,8 +322,8 @@ def noisy_labels(
         num_classes: K >= 2.
         kind: "clean" (a copy comes back), "symmetric" or "asymmetric".
         noise_rate: eta in [0, 1]; 0 for clean labels.
-        generator: a CPU generator; the draws come from it alone. The official noise of MNIST and of
-            digits leaves it as it is and starts from :data:`OFFICIAL_MNIST_SEED`.
+        generator: a CPU generator, or a seed; the draws come from it alone. The official noise of
+            MNIST and of digits leaves it as it is and starts from :data:`OFFICIAL_MNIST_SEED`.
         variant: "paper" or "official".
 
     Returns:
@@ -335,6 +339,7 @@ def noisy_labels(
     """
     transition = expected_transition(dataset, num_classes, kind, noise_rate, variant)
     check_labels(labels, num_classes)
+    generator = check_generator(generator)
     noisy = labels.clone()
     if kind == "clean":
         return noisy
@@ -375,9 +380,9 @@ def imbalanced_counts(counts: Sequence[int], kind: ImbalanceKind, ratio: float) 
     the mean (the same on CIFAR).
     """
     _check_choice("kind", kind, get_args(ImbalanceKind))
-    check_range("ratio", ratio, 0.0, 1.0, open_low=True)
+    ratio = check_range("ratio", ratio, 0.0, 1.0, open_low=True)
     classes = len(counts)
-    if classes < 2 or not all(isinstance(n, int) and n >= 1 for n in counts):
+    if classes < 2 or not all(isinstance(n, (int, np.integer)) and n >= 1 for n in counts):
         raise ValueError(f"counts must be two ints or more, each >= 1; got {list(counts)}")
     if kind == "step":
         return [n if k < classes // 2 else int(n * ratio) for k, n in enumerate(counts)]
@@ -385,14 +390,14 @@ def imbalanced_counts(counts: Sequence[int], kind: ImbalanceKind, ratio: float) 
 
 
 def imbalanced_subset(
-    labels: Tensor, kind: ImbalanceKind, ratio: float, generator: torch.Generator
+    labels: Tensor, kind: ImbalanceKind, ratio: float, generator: torch.Generator | int
 ) -> Tensor:
     """Which images an imbalanced data set keeps, at random within each class.
 
     Args:
         labels: (N,), int64, on the CPU, with at least one of every class; K is the highest plus 1.
         kind, ratio: as for :func:`imbalanced_counts`, which says how many.
-        generator: a CPU generator; the draws come from it alone.
+        generator: a CPU generator, or a seed; the draws come from it alone.
 
     Returns:
         Indices into ``labels``, ascending, int64.
@@ -402,6 +407,6 @@ def imbalanced_subset(
     """
     check_labels(labels, len(labels))  # with one of every class at least, K <= N
     kept = imbalanced_counts(labels.bincount().tolist(), kind, ratio)
-    order = torch.randperm(len(labels), generator=generator)
+    order = torch.randperm(len(labels), generator=check_generator(generator))
     chosen = [order[labels[order] == k][:count] for k, count in enumerate(kept)]
     return torch.cat(chosen).sort().values

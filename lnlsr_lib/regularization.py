@@ -6,19 +6,41 @@ L(sigma_tau(z), y) + lambda * ||sigma_tau(z)||_p^p, with lambda growing through 
 
 from __future__ import annotations
 
+import copy
+import math
+import warnings
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lnlsr_lib.checks import check_logits, check_range, look
+from lnlsr_lib.checks import (
+    check_logits,
+    check_range,
+    check_reduction,
+    check_rows,
+    check_whole,
+    kept_rows,
+    look,
+    reduce_rows,
+)
 
-__all__ = ["SparseRegularization", "lp_norm", "sharpen", "sparse_rates"]
+__all__ = ["SparseRegularization", "critical_weight", "lp_norm", "sharpen", "sparse_rates"]
 
 # Probabilities are clamped to [1e-7, 1] inside the power; source: the authors' code.
 CLAMP = 1e-7
+# Rows shorter than this are divided by it instead of by their length, which bounds the gradient
+# where a network starts from zero. Ours; the outputs of a network that trains are far longer.
+SHORTEST = 0.01
+# lambda over its critical value from which SR says so. The paper's own start on MNIST, lambda = 4
+# with CE, is 2.9 times the critical value, and trains; CE loses classes from about 4 to 8 times.
+FAR_ABOVE = 5.0
+# Of PyTorch's own, the losses of logits (N, K) and one label each. The others, such as NLLLoss and
+# those of several labels, would give a wrong number.
+WRAPPED = (nn.CrossEntropyLoss, nn.MultiMarginLoss)
 
 
 def sharpen(logits: Tensor, temperature: float, unit_logits: bool = False) -> Tensor:
@@ -26,10 +48,10 @@ def sharpen(logits: Tensor, temperature: float, unit_logits: bool = False) -> Te
 
     With ``unit_logits`` each row is first scaled to unit l2 length, which bounds the largest
     probability (0.478 for tau = 0.5 and K = 10) and forbids the trivial way to sparsity, longer
-    logits.
+    logits. A row shorter than 0.01 is scaled by 100, so that the gradient at 0 is bounded (ours).
 
     Args:
-        logits: z, (N, K), any floating dtype.
+        logits: z, (N, K) or (N, K, ...), any floating dtype; finite if ``unit_logits``.
         temperature: tau, > 0; the paper takes (0, 1], 1 changes nothing.
         unit_logits: whether to scale each row to unit length first.
 
@@ -39,10 +61,13 @@ def sharpen(logits: Tensor, temperature: float, unit_logits: bool = False) -> Te
     Raises:
         TypeError, ValueError: bad logits or temperature.
     """
-    check_range("temperature", temperature, 0.0, open_low=True)
-    logits = check_logits(logits)
+    temperature = check_range("temperature", temperature, 0.0, open_low=True)
+    return _sharpen(check_logits(logits), temperature, unit_logits)
+
+
+def _sharpen(logits: Tensor, temperature: float, unit_logits: bool) -> Tensor:
     if unit_logits:
-        logits = F.normalize(logits, dim=1)
+        logits = F.normalize(logits, dim=1, eps=SHORTEST)
     return logits / temperature
 
 
@@ -53,7 +78,7 @@ def lp_norm(probabilities: Tensor, p: float) -> Tensor:
     is a sparser output; for p = 1 it is constant.
 
     Args:
-        probabilities: u, (N, K), in [0, 1].
+        probabilities: u, (N, K) or (N, K, ...), in [0, 1].
         p: exponent, in (0, 1].
 
     Returns:
@@ -62,8 +87,54 @@ def lp_norm(probabilities: Tensor, p: float) -> Tensor:
     Raises:
         TypeError, ValueError: bad probabilities' shape or dtype, or p.
     """
-    check_range("p", p, 0.0, 1.0, open_low=True)
+    p = check_range("p", p, 0.0, 1.0, open_low=True)
     return check_logits(probabilities).clamp(CLAMP, 1.0).pow(p).sum(dim=1)
+
+
+def critical_weight(loss: nn.Module, num_classes: int, p: float) -> float:
+    """lambda_crit: above it, SR around this loss makes uniform outputs fall to few classes. Ours.
+
+    At uniform outputs the norm is at its maximum, so that a shift of all outputs towards one class
+    grows by itself; the loss's curvature along logits that all samples share, averaged over the
+    labels, holds it back. Expanding both around u = 1/K, with the mean square m of such logits,
+    ||u||_p^p is K^(1-p) (1 - p (1-p) m / 2) and the mean loss a constant plus kappa m / 2, so that
+    uniform outputs are stable for lambda below
+
+    lambda_crit = kappa / (p (1 - p) K^(1-p)).
+
+    kappa is 1 for CE, K^-q (1 - q) for GCE, alpha for SCE, 1 for PHuber-CE if t > K and else 0, and
+    0 for every symmetric loss (eq. 2): MAE, RCE, NCE, NFL and APL. The temperature drops out. With
+    ``unit_logits`` no output is uniform for long, and the number says little.
+
+    Args:
+        loss: any module of (logits (K, K), labels (K,)) that treats all classes alike.
+        num_classes: K >= 2.
+        p: the norm's exponent, in (0, 1].
+
+    Returns:
+        lambda_crit >= 0; infinite for p = 1, whose norm is constant.
+
+    Raises:
+        TypeError, ValueError: bad arguments.
+    """
+    num_classes = check_whole("num_classes", num_classes, 2)
+    p = check_range("p", p, 0.0, 1.0, open_low=True)
+    if p == 1:
+        return math.inf
+    exact = copy.deepcopy(loss).to("cpu", torch.float64)
+    labels = torch.arange(num_classes)
+    towards = torch.zeros(num_classes, dtype=torch.float64)
+    towards[0], towards[1] = 1.0, -1.0  # mean square 2 / K
+
+    def along(step: Tensor) -> Tensor:
+        rows = (step * towards).expand(num_classes, -1)
+        value: Tensor = exact(rows, labels)
+        return value / num_classes if getattr(loss, "reduction", "") == "sum" else value.mean()
+
+    second = torch.func.grad(torch.func.grad(along))(torch.zeros((), dtype=torch.float64))
+    kappa = second.item() * num_classes / 2
+    # rounding leaves a symmetric loss 1e-17 or so
+    return max(kappa, 0.0) / (p * (1 - p) * num_classes ** (1 - p)) if kappa > 1e-12 else 0.0
 
 
 @torch.no_grad()
@@ -92,15 +163,23 @@ class SparseRegularization(nn.Module):
 
     Computes L(sigma_tau(z), y) + lambda_t ||sigma_tau(z)||_p^p (eq. 9), where the wrapped loss gets
     the sharpened logits z / tau, and lambda_t = weight * growth^floor(t / every) with t the epochs
-    done. Accuracy is taken from the plain logits: the argmax is the same.
+    done, a buffer. Accuracy is taken from the plain logits: the argmax is the same. As PyTorch's
+    criteria it also takes logits (N, K, ...) with labels (N, ...).
+
+    It warns, once each, of a lambda far above :func:`critical_weight`, of a training batch that has
+    collapsed to one predicted class, and of ``step()`` after every batch; in eager mode alone, and
+    of the batches on the CPU alone.
 
     Args:
         loss: any module of (logits (N, K), labels (N,)): PyTorch's or this library's. Its
-            ``reduction`` decides how the norm is reduced.
+            ``reduction`` decides how the norm is reduced, and what it ignores by ``ignore_index``
+            is left out of the norm; a module that has no ``reduction`` must be a mean over the
+            batch or give one loss per sample. Class weights are the loss's alone.
         temperature: tau, > 0. Smaller is sharper and more robust, and too small underfits.
             Paper: 0.1 on MNIST, 0.5 on CIFAR.
         p: exponent of the norm, in (0, 1]. Paper: 0.1, and 0.01 for 100 classes.
-        weight: lambda at the start, >= 0; weight * p < 1 keeps CE fitting. Paper: 1.2 on CIFAR-10.
+        weight: lambda at the start, >= 0; weight * p < 1 keeps CE fitting, and for other losses
+            :func:`critical_weight` says where classes are lost. Paper: 1.2 on CIFAR-10.
         growth: rho, the factor at each growth of lambda, > 0. Paper: 1.03 on CIFAR-10.
         every: r, the epochs between growths, > 0; a Fraction for a schedule that is squeezed.
         unit_logits: scale logits to unit length before sharpening. Paper's code: on CIFAR.
@@ -109,7 +188,8 @@ class SparseRegularization(nn.Module):
             its first epoch.
 
     Raises:
-        TypeError, ValueError: an argument out of its range; a loss that is no module.
+        TypeError, ValueError: an argument out of its range; a loss that is no module, or takes no
+            logits with one label each.
 
     Source: the paper, equations 7 and 9, section 3.1 (remark).
     """
@@ -128,41 +208,68 @@ class SparseRegularization(nn.Module):
         super().__init__()
         if not isinstance(loss, nn.Module):
             raise TypeError(f"loss must be a torch.nn.Module, got {type(loss).__name__}")
-        check_range("temperature", temperature, 0.0, open_low=True)
-        check_range("p", p, 0.0, 1.0, open_low=True)
-        check_range("weight (lambda)", weight, 0.0)
-        check_range("growth", growth, 0.0, open_low=True)
-        if isinstance(every, bool) or not isinstance(every, (int, Fraction)) or every <= 0:
+        theirs = type(loss).__module__ == nn.CrossEntropyLoss.__module__
+        if theirs and not isinstance(loss, WRAPPED):
+            raise ValueError(f"loss must be of logits and one label each, got {loss}")
+        check_reduction(getattr(loss, "reduction", "mean"))
+        whole = isinstance(every, (int, np.integer, Fraction)) and not isinstance(every, bool)
+        if not whole or every <= 0:
             raise ValueError(f"every must be an int or Fraction > 0, in epochs, got {every!r}")
-        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
-            raise ValueError(f"warmup must be an int >= 0, in epochs, got {warmup!r}")
         self.loss = loss
-        self.temperature = temperature
-        self.p = p
-        self.initial_weight = weight
-        self.growth = growth
+        self.temperature = check_range("temperature", temperature, 0.0, open_low=True)
+        self.p = check_range("p", p, 0.0, 1.0, open_low=True)
+        self.initial_weight = check_range("weight (lambda)", weight, 0.0)
+        self.growth = check_range("growth", growth, 0.0, open_low=True)
         self.every = Fraction(every)
         self.unit_logits = unit_logits
-        self.warmup = warmup
+        self.warmup = check_whole("warmup", warmup, 0)
+        # batches seen, and since step(); steps after a single batch. Not in compiled code; a list,
+        # since a module is slow to set attributes of
+        self._counts = [0, 0, 0]
         # as BatchNorm's num_batches_tracked: saved, moved and broadcast with the weights, read by
         # compiled code without compiling it anew
         self.register_buffer("epochs_done", torch.zeros((), dtype=torch.int64))
         self.epochs_done: Tensor
 
     @property
-    def weight(self) -> float:
-        """lambda_t now; 0 while warming up."""
-        done = int(self.epochs_done)
-        return 0.0 if done < self.warmup else self._grown(done)
+    def reduction(self) -> str:
+        """The wrapped loss's, and set there."""
+        return str(getattr(self.loss, "reduction", "mean"))
 
-    def _grown(self, done: int) -> float:
-        return float(self.initial_weight * self.growth ** (done // self.every))
+    @reduction.setter
+    def reduction(self, reduction: str) -> None:
+        if not hasattr(self.loss, "reduction"):
+            raise ValueError(f"{type(self.loss).__name__} has no reduction that could be set")
+        self.loss.reduction = check_reduction(reduction)  # type: ignore[assignment]
+
+    @property
+    def weight(self) -> float:
+        """lambda_t now; 0 while warming up. Setting it sets the start so that this is lambda."""
+        done = int(self.epochs_done)
+        return 0.0 if done < self.warmup else float(self.initial_weight * self._factor(done))
+
+    @weight.setter
+    def weight(self, weight: float) -> None:
+        weight = check_range("weight (lambda)", weight, 0.0)
+        self.initial_weight = weight / self._factor(int(self.epochs_done))
+
+    def _factor(self, done: int) -> float:
+        """What lambda has grown by."""
+        if self.growth == 1:
+            return 1.0
+        try:
+            return float(self.growth ** (done * self.every.denominator // self.every.numerator))
+        except OverflowError:
+            raise OverflowError(
+                f"lambda has grown by {self.growth} too often, after {done} calls of step(): "
+                "it is called once an epoch"
+            ) from None
 
     def _state(self, device: torch.device) -> tuple[float | Tensor, bool | Tensor]:
         """lambda, warm-up aside, and whether this is the warm-up; tensors where nobody may look."""
-        done = look(self.epochs_done)
+        done = look(self._buffers["epochs_done"])  # type: ignore[arg-type]  # faster so
         if done is not None:
-            return self._grown(int(done)), done < self.warmup
+            return self.initial_weight * self._factor(int(done)), done < self.warmup
         epochs = self.epochs_done.to(device)
         growths = epochs * self.every.denominator // self.every.numerator
         wide = torch.float32 if device.type == "mps" else torch.float64
@@ -172,6 +279,14 @@ class SparseRegularization(nn.Module):
     def step(self) -> None:
         """Say that one more epoch is done."""
         self.epochs_done += 1
+        seen, since, single = self._counts
+        single = single + 1 if since == 1 else 0
+        self._counts = [seen, 0, single]
+        if single == 100 and self.growth != 1:
+            warnings.warn(
+                "step() came after each of the last 100 batches; it is called once an epoch",
+                stacklevel=2,
+            )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """As of any module; before version 2 the epochs were the extra state, a Python int."""
@@ -187,20 +302,67 @@ class SparseRegularization(nn.Module):
         if warming is True:
             plain: Tensor = self.loss(logits, labels, *more)
             return plain
-        z = sharpen(logits, self.temperature, self.unit_logits)  # (N, K)
-        norm = lp_norm(z.softmax(dim=1), self.p)  # (N,)
+        z = _sharpen(logits, self.temperature, self.unit_logits)  # (N, K)
+        # lp_norm, of what is no larger than 1
+        norm = z.softmax(dim=1).clamp_min(CLAMP).pow(self.p).sum(dim=1)  # (N,)
         if self.warmup and isinstance(warming, Tensor):
             z = torch.where(warming, logits, z)
             norm = torch.where(warming, 0.0, norm)
-        reduction = getattr(self.loss, "reduction", "mean")
-        if reduction == "mean":
-            norm = norm.mean()
-        elif reduction == "sum":
-            norm = norm.sum()
+        wrapped = self.loss
+        loss: Tensor = wrapped(z, labels, *more)
+        # a loss that does not say is taken as it comes
+        reduction = getattr(wrapped, "reduction", "none" if loss.ndim else "mean")
+        kept = kept_rows(labels, getattr(wrapped, "ignore_index", None))
+        norm = reduce_rows(norm, reduction, kept)
+        if not torch.compiler.is_compiling():
+            check_rows(norm.sum() if norm.ndim else norm, logits, self.unit_logits)
+            counts = self._counts
+            counts[0] += 1
+            counts[1] += 1
+            if not counts[0] & (counts[0] - 1):  # the first batch, the 2nd, the 4th, 8th, ...
+                self._watch(z.detach(), labels, more, loss.detach())
         if isinstance(weight, Tensor):
             weight = weight.to(norm.dtype)  # a float, too, is rounded to the tensor it multiplies
-        loss: Tensor = self.loss(z, labels, *more)
         return loss + weight * norm
+
+    def _watch(self, z: Tensor, labels: Tensor, more: tuple[Tensor, ...], loss: Tensor) -> None:
+        """Say once what cannot work."""
+        seen, rows = self._counts[0], labels.flatten()
+        if seen == 1:
+            self._first_look(z, labels, more, loss)
+        if seen < 256 or not self.training or not self.initial_weight or len(rows) < 16:
+            return
+        predicted = z.argmax(dim=1).flatten()
+        if look((predicted == predicted[0]).all()) and look((rows != rows[0]).any()):
+            self._counts[0] = -(2**62)  # once
+            warnings.warn(
+                "SR has collapsed: all outputs of a training batch predict the same class. "
+                "critical_weight says how large weight (lambda) may be",
+                stacklevel=5,
+            )
+
+    def _first_look(
+        self, z: Tensor, labels: Tensor, more: tuple[Tensor, ...], loss: Tensor
+    ) -> None:
+        """Refuse a loss that sums without saying so, and warn of a lambda far above lambda_crit."""
+        if more or look(loss.sum()) is None or labels.is_floating_point():
+            return
+        if not hasattr(self.loss, "reduction") and not loss.ndim:
+            with torch.no_grad():
+                twice = copy.deepcopy(self.loss)(torch.cat([z, z]), torch.cat([labels, labels]))
+            if not torch.allclose(twice, loss, rtol=1e-3):
+                raise ValueError("loss is no mean over the batch: it must say so in loss.reduction")
+        try:
+            critical = critical_weight(self.loss, z.shape[1], self.p)
+        except Exception:  # any loss may be wrapped, and not each has a second derivative
+            return
+        if self.initial_weight > FAR_ABOVE * critical and not self.unit_logits:
+            warnings.warn(
+                f"weight (lambda) = {self.initial_weight:g} is far above critical_weight = "
+                f"{critical:.3g} of this loss with {z.shape[1]} classes and p = {self.p:g}: the "
+                "outputs are likely to fall to few classes",
+                stacklevel=6,
+            )
 
     def extra_repr(self) -> str:
         return (

@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 from lnlsr_lib.losses import (
@@ -333,6 +335,121 @@ def test_unknown_losses_parameters_and_reductions_are_refused():
         CrossEntropy("average")
 
 
+# --- class weights, ignored labels, maps, masked classes ------------------------------------------
+
+CLASS_WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.0, 3.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(9,), (3, 4), (2, 3, 2)])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("weight", [None, CLASS_WEIGHT], ids=["plain", "weighted"])
+def test_cross_entropy_takes_all_that_pytorchs_takes(weight, reduction, shape):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(shape[0], 5, *shape[1:], generator=generator, dtype=torch.float64)
+    labels = torch.randint(5, shape, generator=generator)
+    for ignored in (0, 3, labels.numel()):
+        labels.view(-1)[:ignored] = 255
+        options = {"weight": weight, "ignore_index": 255, "reduction": reduction}
+        ours, theirs = build_loss("ce", **options), nn.CrossEntropyLoss(**options)
+        (value, slope), (expected, wanted) = (
+            value_and_gradient(lambda z, f=f: f(z, labels), logits) for f in (ours, theirs)
+        )
+        torch.testing.assert_close(value, expected, equal_nan=True)  # the mean of nothing is NaN
+        torch.testing.assert_close(slope, wanted, equal_nan=True)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(("name", "params"), CASES)
+def test_every_loss_is_that_of_the_kept_positions(name, params, reduction):
+    """Of pixels, (N, K, H, W), some of them ignored, with class weights."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(2, 5, 3, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(5, (2, 3, 4), generator=generator)
+    labels[0, 1] = -100
+    rows, flat = logits.movedim(1, -1).reshape(-1, 5), labels.flatten()
+    kept = flat != -100
+    each = build_loss(name, reduction="none", **params)(rows[kept], flat[kept])
+    weights = CLASS_WEIGHT[flat[kept]]
+    loss = build_loss(name, reduction=reduction, weight=CLASS_WEIGHT, **params)
+    value = loss(logits, labels)
+    if reduction == "none":
+        assert value.shape == labels.shape
+        assert (value.flatten()[~kept] == 0).all()
+        value, expected = value.flatten()[kept], each * weights
+    else:
+        expected = (each * weights).sum() / (weights.sum() if reduction == "mean" else 1)
+    torch.testing.assert_close(value, expected)
+    assert list(loss.state_dict()) == ["weight"]
+
+
+def test_bad_class_weights_and_labels_of_maps_are_refused():
+    for weight in (torch.ones(2, 2), -torch.ones(3), torch.tensor([math.nan, 1.0])):
+        with pytest.raises(ValueError, match=r"weight must be \(K,\), each >= 0"):
+            build_loss("ce", weight=weight)
+    with pytest.raises(ValueError, match=r"weight must be \(4,\), got \(3,\)"):
+        build_loss("gce", weight=torch.ones(3))(torch.zeros(2, 4), torch.tensor([0, 1]))
+    maps = torch.zeros(2, 3, 4, 5)
+    for shape in ((2, 4), (2, 5, 4), (2, 3, 4, 5), (2,)):
+        with pytest.raises(ValueError, match=r"labels must be \(N, 4, 5\), got shape"):
+            build_loss("mae")(maps, torch.zeros(shape, dtype=torch.int64))
+    with pytest.raises(ValueError, match="as many as the samples, 2, got 3"):
+        build_loss("mae")(maps, torch.zeros(3, 4, 5, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 2\], got -1 to 0"):
+        build_loss("mae")(torch.zeros(2, 3), torch.tensor([-1, 0]))
+
+
+@pytest.mark.parametrize(("name", "params"), CASES)
+def test_a_class_masked_with_minus_infinity_is_no_class(name, params):
+    """Value and gradient are those of the logits without it, as of PyTorch's cross entropy."""
+    logits, labels = draw(n=6, k=5)
+    masked = torch.cat([logits.detach(), torch.full((6, 1), -math.inf)], dim=1)
+    loss = build_loss(name, reduction="none", **params)
+    value, gradient = value_and_gradient(lambda z: loss(z, labels), masked)
+    expected, wanted = value_and_gradient(lambda z: loss(z, labels), logits)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient[:, :5], wanted)
+    assert (gradient[:, 5] == 0).all()
+
+
+@pytest.mark.parametrize("name", list(FORMULAS))
+@pytest.mark.parametrize("bad", [math.inf, -math.inf])
+def test_rows_without_a_softmax_are_refused_with_a_true_message(name, bad):
+    logits = torch.zeros(3, 4)
+    logits[1] = bad
+    with pytest.raises(ValueError, match="must have a finite largest entry; 1 of 3 do not"):
+        build_loss(name)(logits, torch.tensor([0, 1, 2]))
+
+
+# --- transforms: nothing asks for values ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "params"), CASES)
+def test_gradients_per_sample_by_vmap(name, params):
+    logits, labels = draw(n=5, k=4)
+    loss = build_loss(name, **params)
+    each = torch.func.vmap(torch.func.grad(lambda z, y: loss(z[None], y[None])))
+    (summed,) = torch.autograd.grad(
+        build_loss(name, reduction="sum", **params)(logits, labels), logits
+    )
+    torch.testing.assert_close(each(logits.detach(), labels), summed)
+
+
+@pytest.mark.parametrize(("name", "params"), CASES)
+def test_one_graph_and_the_same_numbers_compiled_exported_and_fake(name, params):
+    logits, labels = (t.detach() for t in draw(n=6, k=4))
+    labels[1] = -100
+    loss = build_loss(name, weight=CLASS_WEIGHT[:4] + 1, **params)
+    expected = loss(logits, labels)
+    torch.compiler.reset()
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(logits, labels), expected)
+    exported = torch.export.export(loss, (logits, labels)).module()
+    torch.testing.assert_close(exported(logits, labels), expected)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = loss(mode.from_tensor(logits), mode.from_tensor(labels))
+    assert fake.shape == expected.shape
+
+
 # --- outputs restricted to the permutations of one vector ----------------------------------
 
 outputs = st.lists(st.floats(0.01, 1.0), min_size=2, max_size=7).map(
@@ -497,6 +614,48 @@ def test_negative_learning_refuses_what_does_not_fit():
         loss.start_epoch(0, 3, torch.Generator())
     with pytest.raises(ValueError, match=r"labels must be in \[0, 1\]"):
         loss.attach(torch.tensor([0, 2]), 2)
+
+
+def test_negative_learning_refuses_what_it_was_not_told_of():
+    labels, index = torch.tensor([0, 1]), torch.arange(2)
+    logits = torch.zeros(2, 3)
+    loss = NegativeLearning()
+    with pytest.raises(RuntimeError, match=r"attach\(\) and start_epoch\(\) come before"):
+        loss(logits, labels, index)
+    loss.attach(labels, 3)
+    with pytest.raises(RuntimeError, match=r"attach\(\) and start_epoch\(\) come before"):
+        loss(logits, labels, index)
+    for epoch in (3, 4, -1):
+        with pytest.raises(ValueError, match="epoch must be"):
+            loss.start_epoch(epoch, 3, 0)
+    with pytest.raises(TypeError, match=r"generator must be a torch\.Generator of the CPU"):
+        loss.start_epoch(0, 3, None)
+    loss.start_epoch(2, 3, 0)
+    with pytest.raises(ValueError, match=r"logits must be \(N, 3\), got \(2, 4\)"):
+        loss(torch.zeros(2, 4), labels, index)
+    for wrong in (torch.tensor([-1, 0]), torch.tensor([0, 2])):
+        with pytest.raises(ValueError, match=r"index must be in \[0, 1\]"):
+            loss(logits, labels, wrong)
+    with pytest.raises(ValueError, match="index must be as many as the samples, 2, got 3"):
+        loss(logits, labels, torch.arange(3))
+    with pytest.raises(ValueError, match="labels must be of one sample at least"):
+        loss.attach(labels[:0], 3)
+    with pytest.raises(ValueError, match="the state is of other samples"):
+        attached(torch.tensor([0, 1, 1]), 3).load_state_dict(attached(labels, 3).state_dict())
+
+
+def test_the_table_of_samples_is_no_buffer_but_moves_and_is_saved():
+    labels = torch.tensor([0, 1])
+    loss = attached(labels, 2)
+    assert [name for name, _ in loss.named_buffers()] == ["class_weight"]
+    assert all(isinstance(value, torch.Tensor) for value in loss.state_dict().values())
+    loss.confidence[:] = 0.25
+    before = {"confidence": loss.confidence, "class_weight": loss.class_weight}  # of version 1
+    again = attached(labels, 2)
+    again.load_state_dict(before)
+    assert (again.confidence == 0.25).all()
+    moved = attached(labels, 2).to("meta")
+    assert moved.confidence.device == moved.shifts.device == torch.device("meta")
 
 
 @given(network=restricted_networks())

@@ -1,17 +1,31 @@
 """SR against equations 7, 9 and 10 in float64, its bounds, and the path of lambda."""
 
 import io
+import math
 from fractions import Fraction
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch._dynamo.testing import CompileCounter
+from torch._subclasses import FakeTensorMode
 
-from lnlsr_lib.losses import build_loss, cross_entropy
-from lnlsr_lib.regularization import SparseRegularization, lp_norm, sharpen, sparse_rates
+from lnlsr_lib.losses import LOSSES, build_loss, cross_entropy
+from lnlsr_lib.protocol import make_spec
+from lnlsr_lib.regularization import (
+    SparseRegularization,
+    critical_weight,
+    lp_norm,
+    sharpen,
+    sparse_rates,
+)
+
+# Formulas are tried far from where anyone would train.
+pytestmark = pytest.mark.filterwarnings("ignore:weight .lambda. = .* is far above")
 
 BASES = {
     "ce": lambda u: -torch.log(u),
@@ -372,6 +386,330 @@ def test_repr_names_the_parameters():
     text = repr(SparseRegularization(nn.CrossEntropyLoss(), weight=3.5, every=Fraction(1, 2)))
     assert "weight=3.5" in text
     assert "every=1/2" in text
+
+
+# --- what PyTorch's criteria take and give --------------------------------------------------------
+
+
+@pytest.mark.parametrize("ignore_index", [-100, 255, 2])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("ours", [False, True], ids=["pytorch", "ours"])
+def test_ignored_positions_stay_out_of_loss_and_norm(ours, reduction, ignore_index):
+    """Of token logits, (N, K, T): the loss is that on the kept rows alone."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 5, 6, generator=generator, dtype=torch.float64)
+    labels = torch.randint(5, (4, 6), generator=generator)
+    labels[:, 1:5] = ignore_index
+    make = (lambda **kw: build_loss("ce", **kw)) if ours else nn.CrossEntropyLoss
+    criterion = SparseRegularization(make(ignore_index=ignore_index, reduction=reduction))
+    rows, flat = logits.movedim(1, -1).reshape(-1, 5), labels.flatten()
+    kept = flat != ignore_index
+    value, slope = value_and_slope(lambda z: criterion(z, labels), logits)
+    expected, wanted = value_and_slope(
+        lambda z: SparseRegularization(nn.CrossEntropyLoss(reduction=reduction))(z, flat[kept]),
+        rows[kept],
+    )
+    if reduction == "none":
+        assert (value.flatten()[~kept] == 0).all()
+        value = value.flatten()[kept]
+    torch.testing.assert_close(value, expected)
+    slope = slope.movedim(1, -1).reshape(-1, 5)
+    torch.testing.assert_close(slope[kept], wanted)
+    assert (slope[~kept] == 0).all()
+
+
+def test_pixels_and_class_weights():
+    """Class weights are the loss's; the norm is the mean over all pixels."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 5, generator=generator)
+    labels = torch.randint(3, (2, 4, 5), generator=generator)
+    base = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5]))
+    expected = base(logits / 0.5, labels) + 1.2 * lp_norm((logits / 0.5).softmax(dim=1), 0.1).mean()
+    torch.testing.assert_close(SparseRegularization(base)(logits, labels), expected)
+
+
+@pytest.mark.parametrize("make", [nn.CrossEntropyLoss, partial(build_loss, "gce")])
+def test_reduction_passes_through(make):
+    base = make()
+    logits, labels = draw()
+    criterion = SparseRegularization(base)
+    for reduction in ("none", "sum", "mean"):
+        criterion.reduction = reduction
+        assert criterion.reduction == base.reduction == reduction
+        value = criterion(logits, labels)
+        assert value.shape == ((len(labels),) if reduction == "none" else ())
+    criterion.reduction = "none"
+    torch.testing.assert_close(criterion(logits, labels).mean(), value)
+    for bad in (None, "batchmean", "Mean"):
+        with pytest.raises(ValueError, match="reduction must be one of mean, sum, none, got"):
+            criterion.reduction = bad
+        base.reduction = bad
+        with pytest.raises(ValueError, match="reduction must be one of mean, sum, none, got"):
+            SparseRegularization(base)
+        with pytest.raises(ValueError, match="reduction must be one of mean, sum, none, got"):
+            criterion(logits, labels)
+    with pytest.raises(ValueError, match="Identity has no reduction that could be set"):
+        SparseRegularization(nn.Identity()).reduction = "sum"
+
+
+class Own(nn.Module):
+    """A loss that says nothing of its reduction."""
+
+    def __init__(self, reduce):
+        super().__init__()
+        self.reduce = reduce
+
+    def forward(self, logits, labels):
+        return self.reduce(cross_entropy(logits, labels))
+
+
+def test_losses_that_do_not_say_how_they_reduce():
+    logits, labels = draw()
+    for reduce in (torch.mean, lambda each: each):
+        wanted = nn.CrossEntropyLoss(reduction="mean" if reduce is torch.mean else "none")
+        torch.testing.assert_close(
+            SparseRegularization(Own(reduce))(logits, labels),
+            SparseRegularization(wanted)(logits, labels),
+        )
+    with pytest.raises(ValueError, match="no mean over the batch: it must say so"):
+        SparseRegularization(Own(torch.sum))(logits, labels)
+    summed = Own(torch.sum)
+    summed.reduction = "sum"
+    torch.testing.assert_close(
+        SparseRegularization(summed)(logits, labels),
+        SparseRegularization(nn.CrossEntropyLoss(reduction="sum"))(logits, labels),
+    )
+
+
+@pytest.mark.parametrize(
+    "loss", [nn.NLLLoss(), nn.BCEWithLogitsLoss(), nn.MultiLabelSoftMarginLoss(), nn.KLDivLoss()]
+)
+def test_losses_of_other_arguments_are_refused(loss):
+    with pytest.raises(ValueError, match="loss must be of logits and one label each, got"):
+        SparseRegularization(loss)
+
+
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"nlnl"}))
+@pytest.mark.parametrize("growth", [1.0, 1.1])
+def test_transforms_of_every_loss(name, growth):
+    logits, labels = draw(n=5, k=4)
+    logits = logits.detach()
+    criterion = SparseRegularization(build_loss(name), weight=0.5, growth=growth, warmup=1)
+    for _ in range(3):
+        expected = criterion(logits, labels)
+        torch.compiler.reset()
+        compiled = torch.compile(criterion, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(logits, labels), expected)
+        exported = torch.export.export(criterion, (logits, labels)).module()
+        torch.testing.assert_close(exported(logits, labels), expected)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            assert criterion(mode.from_tensor(logits), mode.from_tensor(labels)).shape == ()
+        each = torch.func.vmap(torch.func.grad(lambda z, y: criterion(z[None], y[None])))
+        _, slope = value_and_slope(lambda z: criterion(z, labels), logits)
+        torch.testing.assert_close(each(logits, labels) / 5, slope)
+        criterion.step()
+
+
+def test_an_ensemble_of_criteria_by_vmap_has_a_lambda_each():
+    logits, labels = (t.detach() for t in draw())
+    criteria = [SparseRegularization(build_loss("ce"), growth=2.0) for _ in range(3)]
+    for epochs, criterion in enumerate(criteria):
+        criterion.epochs_done.fill_(epochs)
+    _, buffers = torch.func.stack_module_state(criteria)
+    values = torch.func.vmap(
+        lambda held: torch.func.functional_call(criteria[0], held, (logits, labels))
+    )(buffers)
+    torch.testing.assert_close(values, torch.stack([each(logits, labels) for each in criteria]))
+
+
+def test_a_zero_row_has_a_bounded_gradient_with_unit_logits():
+    labels = torch.tensor([0, 1])
+    _, slope = value_and_slope(
+        lambda z: SparseRegularization(nn.CrossEntropyLoss(), unit_logits=True)(z, labels),
+        torch.zeros(2, 10),
+    )
+    # (u - onehot) / tau / 2 samples, over the shortest length
+    assert 0 < slope.abs().max() <= 0.9 / 0.5 / 2 / 0.01 + 1e-3
+    longer = torch.full((1, 10), 0.01)
+    torch.testing.assert_close(0.5 * sharpen(longer, 0.5, True).norm(), torch.tensor(1.0))
+
+
+def test_a_head_that_starts_at_zero_trains_with_unit_logits():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(200, 5, generator=generator)
+    labels = inputs.argmax(dim=1)
+    head = torch.zeros(5, 5, requires_grad=True)
+    criterion = SparseRegularization(nn.CrossEntropyLoss(), unit_logits=True)
+    optimizer = torch.optim.SGD([head], lr=0.1, momentum=0.9)
+    for _ in range(50):
+        optimizer.zero_grad()
+        criterion(inputs @ head, labels).backward()
+        optimizer.step()
+    assert head.abs().max() < 100
+    assert ((inputs @ head).argmax(dim=1) == labels).float().mean() > 0.9
+
+
+def test_a_masked_class_is_told_from_nan():
+    logits, labels = draw(n=4, k=5)
+    logits = logits.detach()
+    logits[:, 4], labels = -float("inf"), labels.clamp_max(3)
+    value, slope = value_and_slope(
+        lambda z: SparseRegularization(nn.CrossEntropyLoss())(z, labels), logits
+    )
+    expected, wanted = value_and_slope(
+        lambda z: SparseRegularization(nn.CrossEntropyLoss())(z, labels), logits[:, :4]
+    )
+    torch.testing.assert_close(value, expected + 1.2 * 1e-7**0.1)  # the clamp
+    torch.testing.assert_close(slope[:, :4], wanted)
+    with pytest.raises(ValueError, match="must be finite with unit_logits; 4 of 4 do not"):
+        SparseRegularization(nn.CrossEntropyLoss(), unit_logits=True)(logits, labels)
+    logits[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="logits must not be NaN; 1 of 4 rows hold NaN"):
+        SparseRegularization(nn.CrossEntropyLoss(), unit_logits=True)(logits, labels)
+
+
+def test_parameters_of_numpy_and_a_weight_that_is_set():
+    logits, labels = draw()
+    criterion = SparseRegularization(
+        nn.CrossEntropyLoss(),
+        temperature=np.float64(0.5),
+        p=np.float32(0.5),
+        weight=np.int64(2),
+        growth=np.float64(2),
+        every=np.int64(3),
+    )
+    plain = SparseRegularization(nn.CrossEntropyLoss(), 0.5, 0.5, 2, 2.0, 3)
+    for _ in range(4):
+        assert torch.equal(criterion(logits, labels), plain(logits, labels))
+        criterion.step()
+        plain.step()
+    criterion.weight = 3.0
+    assert criterion.weight == 3.0
+    assert criterion.initial_weight == 1.5
+    with pytest.raises(ValueError, match=r"lambda\) must be in \[0, inf\), got -1"):
+        criterion.weight = -1.0
+
+
+def test_a_step_after_every_batch_is_warned_of_and_its_overflow_named():
+    logits, labels = draw()
+    criterion = SparseRegularization(nn.CrossEntropyLoss(), growth=1.03)
+    for batch in range(1, 201):
+        criterion(logits, labels)
+        if batch == 100:  # once
+            with pytest.warns(UserWarning, match="step.. came after each of the last 100 batches"):
+                criterion.step()
+        else:
+            criterion.step()
+    criterion.epochs_done.fill_(24013)
+    with pytest.raises(OverflowError, match=r"24013 calls of step\(\): it is called once an epoch"):
+        criterion(logits, labels)
+
+
+# --- the critical weight --------------------------------------------------------------------------
+
+CURVATURE = {  # kappa, by hand
+    ("ce", ()): lambda k: 1.0,
+    ("gce", (("q", 0.7),)): lambda k: k**-0.7 * 0.3,
+    ("gce", (("q", 0.1),)): lambda k: k**-0.1 * 0.9,
+    ("sce", (("alpha", 0.1), ("beta", 1.0))): lambda k: 0.1,
+    ("phuber_ce", (("t", 200.0),)): lambda k: 1.0,
+    ("phuber_ce", (("t", 2.0),)): lambda k: 0.0,
+    ("fl", (("gamma", 2.0),)): lambda k: (
+        (1 - 1 / k) ** 2 + 4 / k * (1 - 1 / k) + 2 / k**2 * math.log(k)
+    ),
+    ("mae", ()): lambda k: 0.0,
+    ("rce", ()): lambda k: 0.0,
+    ("nce", ()): lambda k: 0.0,
+    ("nfl", ()): lambda k: 0.0,
+    ("apl", ()): lambda k: 0.0,
+    ("nce_rce", ()): lambda k: 0.0,
+    ("nfl_rce", ()): lambda k: 0.0,
+}
+
+
+@pytest.mark.parametrize("p", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize("k", [2, 10, 100])
+@pytest.mark.parametrize("case", CURVATURE, ids=lambda case: case[0])
+def test_critical_weight_is_the_closed_form(case, k, p):
+    (name, params), kappa = case, CURVATURE[case](k)
+    if name == "phuber_ce" and (k > 2) == (params == (("t", 2.0),)) and k == 100:
+        pytest.skip("t <= K is the other case")
+    expected = kappa / (p * (1 - p) * k ** (1 - p))
+    loss = build_loss(name, **dict(params))
+    assert critical_weight(loss, k, p) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_critical_weight_of_pytorchs_loss_with_each_reduction(reduction):
+    loss = nn.CrossEntropyLoss(reduction=reduction).half()
+    assert critical_weight(loss, 10, 0.1) == pytest.approx(1 / (0.09 * 10**0.9))
+    assert critical_weight(loss, np.int64(10), 1) == math.inf
+    with pytest.raises(ValueError, match="num_classes must be an int >= 2"):
+        critical_weight(loss, 1, 0.1)
+    with pytest.raises(ValueError, match=r"p must be in \(0, 1\]"):
+        critical_weight(loss, 10, 0.0)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+@pytest.mark.parametrize("name", ["ce", "gce", "fl", "sce", "mae", "apl"])
+def test_the_whole_hessian_turns_negative_at_the_critical_weight(name, temperature):
+    """Of the objective along logits that all samples share, whatever the temperature."""
+    loss = build_loss(name)
+    critical = critical_weight(loss, 6, 0.1)
+    labels = torch.arange(6)
+    lowest = []
+    for weight in (0.99 * critical - 1e-6, 1.01 * critical + 1e-6):
+        criterion = SparseRegularization(loss, temperature, 0.1, max(weight, 0.0))
+        hessian = torch.func.hessian(lambda z, c=criterion: c(z.expand(6, -1), labels))(
+            torch.zeros(6, dtype=torch.float64)
+        )
+        lowest.append(torch.linalg.eigvalsh(hessian)[[0, 1]])
+    if critical:
+        assert lowest[0][0] > -1e-9  # a shift of all logits changes nothing
+    assert lowest[1][0] < -1e-9
+
+
+@pytest.mark.filterwarnings("error")
+class TestWarnings:
+    """Once, when it first sees K."""
+
+    def test_a_weight_far_above_the_critical_one(self):
+        logits, labels = draw()
+        criterion = SparseRegularization(build_loss("gce", q=0.7))
+        message = r"= 1\.2 is far above critical_weight = 0\.0838"
+        with pytest.warns(UserWarning, match=message) as seen:
+            criterion(logits, labels)
+        assert seen[0].filename == __file__
+        criterion(logits, labels)
+
+    @pytest.mark.parametrize("name", ["mae", "rce", "nce", "nfl", "apl", "phuber_ce"])
+    def test_any_weight_where_the_critical_one_is_zero(self, name):
+        logits, labels = draw()
+        with pytest.warns(UserWarning, match="far above critical_weight = 0 of this loss with 10"):
+            SparseRegularization(build_loss(name))(logits, labels)
+        SparseRegularization(build_loss(name), weight=0.0)(logits, labels)
+
+    @pytest.mark.parametrize("dataset", ["mnist", "cifar10", "cifar100"])
+    @pytest.mark.parametrize("base", ["ce", "fl", "gce"])
+    def test_none_of_the_papers_runs(self, base, dataset):
+        spec = make_spec(dataset, f"{base}_sr", 0.4)
+        logits, labels = draw(k=100 if dataset == "cifar100" else 10)
+        loss = build_loss(base, **spec.loss_params)
+        SparseRegularization(loss, **spec.sr.model_dump())(logits, labels)
+
+    def test_a_batch_that_has_collapsed_to_one_class(self):
+        _, labels = draw(n=64)
+        criterion = SparseRegularization(build_loss("ce"))
+        collapsed = torch.zeros(64, 10)
+        collapsed[:, 3] = 9.0
+        alive = collapsed.clone()
+        alive[0] = 0.0
+        for batch in range(1, 1025):  # asked at 256, 512 and 1024
+            if batch == 512:
+                with pytest.warns(UserWarning, match="SR has collapsed: all outputs"):
+                    criterion(collapsed, labels)
+            else:
+                criterion(alive if batch == 256 else collapsed, labels)
 
 
 # --- bad input -----------------------------------------------------------------------------------
