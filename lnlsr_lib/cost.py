@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lnlsr_lib.checks import check_range
-from lnlsr_lib.data import Dataset
+from lnlsr_lib.data import SHAPES, Dataset
 from lnlsr_lib.models import build_model
 from lnlsr_lib.noise import imbalanced_counts
 from lnlsr_lib.spec import RunSpec
@@ -19,14 +19,6 @@ from lnlsr_lib.trainer import train
 
 __all__ = ["SHAPES", "Cost", "duration", "estimate", "images_of", "made_up", "step_flops"]
 
-# Training images, test images, channels, side and classes of each data set.
-SHAPES = {
-    "mnist": (60_000, 10_000, 1, 28, 10),
-    "digits": (1_437, 360, 1, 28, 10),
-    "cifar10": (50_000, 10_000, 3, 32, 10),
-    "cifar100": (50_000, 10_000, 3, 32, 100),
-    "webvision": (65_944, 2_500, 3, 224, 50),  # the Google subset's first 50 classes
-}
 TIMED_STEPS = 4
 TIMED_TESTS = 256  # images
 LARGEST_BATCH = 2**22  # input values; a larger batch is timed by a part of it
