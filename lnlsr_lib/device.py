@@ -26,7 +26,7 @@ def resolve_device(device: str = "auto") -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # the meta device has no values
     except Exception as error:
         raise ValueError(f"device {device!r} cannot be used here: {error}") from None
     return torch.device(device)

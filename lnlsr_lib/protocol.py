@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from lnlsr_lib.data import SHAPES
 from lnlsr_lib.losses import LOSSES
 from lnlsr_lib.spec import RunSpec, SparseSpec
 
@@ -179,7 +180,8 @@ REDUCED: dict[str, dict[str, dict[str, Any]]] = {
     },
     "smoke": dict.fromkeys(TRAINING, _SMOKE),
 }
-SMOKE_HUMAN_RATE = 0.4  # of the symmetric noise in the place of human labels; ours
+# Of the symmetric noise in the place of human labels, and of a matrix for other classes; ours.
+SMOKE_HUMAN_RATE = 0.4
 
 
 def method_name(method: str) -> str:
@@ -284,6 +286,8 @@ def make_spec(
     if budget == "nlnl":
         fields |= NLNL_BUDGET[dataset] | {"paper_epochs": NLNL_BUDGET[dataset]["epochs"]}
     fields |= REDUCED[profile].get(dataset, {})
-    if profile == "smoke" and noise == "human":
-        fields |= {"noise": "symmetric", "noise_rate": SMOKE_HUMAN_RATE, "human_labels": None}
+    unfit = transition is not None and len(transition) != SHAPES["digits"][-1]
+    if profile == "smoke" and (noise == "human" or unfit):
+        fields |= {"noise": "symmetric", "noise_rate": SMOKE_HUMAN_RATE}
+        fields |= {"human_labels": None, "transition": None}
     return RunSpec(**TRAINING[dataset] | fields)

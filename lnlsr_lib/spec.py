@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from lnlsr_lib.data import HUMAN_LABELS, SHAPES
 from lnlsr_lib.losses import build_loss
+from lnlsr_lib.regularization import SparseRegularization
 
 __all__ = ["PROTOCOL_VERSION", "RunSpec", "SparseSpec"]
 
@@ -17,9 +20,15 @@ __all__ = ["PROTOCOL_VERSION", "RunSpec", "SparseSpec"]
 # PyTorch and the machine, too), so that old results never pass for new ones.
 PROTOCOL_VERSION = 2
 
+# What each network takes, by the channels of its images.
+CHANNELS = {"cnn4": 1, "cnn8": 3, "resnet34": 3, "resnet50": 3}
+LARGEST_WEIGHT = 1e30  # of lambda, at the end of its path: float32 ends at 3.4e38
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=1, le=10**9, strict=True)]
+Whole = Annotated[int, Field(ge=0, le=10**9, strict=True)]
 
 
 class _Frozen(BaseModel):
@@ -39,18 +48,19 @@ class SparseSpec(_Frozen):
     growth: Positive
     every: Count
     unit_logits: bool
-    warmup: Annotated[int, Field(ge=0, strict=True)] = 0
+    warmup: Whole = 0
 
 
 class RunSpec(_Frozen):
     """What is to be trained. Same spec, precision, CPU and versions: same bits.
 
     Attributes:
-        dataset: name in :data:`lnlsr_lib.data.DATASETS`, or "webvision".
+        dataset: name in :data:`lnlsr_lib.data.SHAPES`.
         train_size: class-balanced subset of the training set; None for all of it.
         side: of the images, in pixels, averaged down to it; None for the data set's own.
         model: name in :data:`lnlsr_lib.models.MODELS`.
-        method: the paper's name for the combination, such as "ce_sr".
+        method: the paper's name for the combination, such as "ce_sr": at most 40 small letters,
+            digits and underscores.
         loss, loss_params: base loss, by name, and its parameters.
         sr: sparse regularisation around it, or None.
         noise: kind of label noise: "symmetric" and "asymmetric" with a rate; "clean", "human"
@@ -58,7 +68,7 @@ class RunSpec(_Frozen):
         noise_rate: in [0, 1].
         noise_variant: "paper", or "official" for what the authors' code does.
         human_labels: which ones, for noise "human": a name such as "worse".
-        transition: for noise "transition": K rows of K probabilities.
+        transition: for noise "transition": K rows of K probabilities, K the data set's classes.
         imbalance: None, "long-tailed" or "step".
         imbalance_ratio: share of images that the rarest class keeps, in (0, 1]; 1 without.
         epochs: to train for.
@@ -76,24 +86,24 @@ class RunSpec(_Frozen):
         protocol: version of the trainer's numerics.
     """
 
-    dataset: str
+    dataset: Annotated[str, Field(pattern=f"^({'|'.join(SHAPES)})$")]
     train_size: Count | None = None
     side: Count | None = None
-    model: str
-    method: str
+    model: Annotated[str, Field(pattern=f"^({'|'.join(CHANNELS)})$")]
+    method: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")]
     loss: str
     loss_params: dict[str, bool | float] = Field(default_factory=dict)
     sr: SparseSpec | None = None
     noise: Literal["clean", "symmetric", "asymmetric", "human", "transition"]
     noise_rate: Annotated[float, Field(ge=0, le=1)]
     noise_variant: Literal["paper", "official"] = "paper"
-    human_labels: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] | None = None
+    human_labels: str | None = None
     transition: tuple[tuple[float, ...], ...] | None = None
     imbalance: Literal["long-tailed", "step"] | None = None
     imbalance_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
     epochs: Count
     paper_epochs: Count
-    batch_size: Annotated[int, Field(ge=2, strict=True)]
+    batch_size: Annotated[int, Field(ge=2, le=10**9, strict=True)]
     learning_rate: Positive
     momentum: Annotated[float, Field(ge=0, lt=1)]
     nesterov: bool = False
@@ -101,20 +111,63 @@ class RunSpec(_Frozen):
     decay: Annotated[float, Field(gt=0, le=1)] | None = None
     final_learning_rate: NonNegative = 0.0
     clip_norm: Positive | None
-    padding: Annotated[int, Field(ge=0, strict=True)] = 0
+    padding: Whole = 0
     flip: bool = False
     degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: tuple[Finite, ...] | None = None
+    std: tuple[Positive, ...] | None = None
     forget_rate: Annotated[float, Field(ge=0, le=1)] | None = None
     forget_epochs: Count = 10
     profile: Literal["paper", "lite", "smoke"]
-    seed: Annotated[int, Field(ge=0, strict=True)]
-    protocol: int = PROTOCOL_VERSION
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+    protocol: Count = PROTOCOL_VERSION
+
+    @model_validator(mode="after")
+    def _fitting(self) -> RunSpec:
+        """Network, labels and numbers fit the data set."""
+        images, _, channels, side, classes = SHAPES[self.dataset]
+        kinds = HUMAN_LABELS.get(self.dataset, {})
+        moments = [len(values) for values in (self.mean, self.std) if values is not None]
+        rules = (
+            (
+                CHANNELS[self.model] == channels,
+                f"model {self.model} takes {CHANNELS[self.model]} channels, the images have "
+                f"{channels}",
+            ),
+            (
+                not self.train_size
+                or (self.train_size <= images and not self.train_size % classes),
+                f"train_size must be a multiple of {classes}, at most {images}",
+            ),
+            (
+                not self.side or not (self.side % 8 or side % self.side),
+                f"side must be a multiple of 8 that divides {side}",
+            ),
+            (self.padding <= side, f"padding must be at most {side}"),
+            (moments in ([], [channels] * 2), f"mean and std go together, each of {channels}"),
+            (
+                self.human_labels is None or self.human_labels in kinds,
+                f"human_labels are {', '.join(kinds) or 'none'}",
+            ),
+            (
+                self.transition is None or len(self.transition) == classes,
+                f"transition must have a row for each of {classes} classes",
+            ),
+        )
+        for holds, rule in rules:
+            if not holds:
+                raise ValueError(f"of {self.dataset}: {rule}")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> RunSpec:
-        build_loss(self.loss, **self.loss_params)
+        loss = build_loss(self.loss, **self.loss_params)
+        if self.sr is not None:
+            SparseRegularization(loss, **self.sr.model_dump())
+            growths = (self.paper_epochs - 1) // self.sr.every
+            last = math.log(self.sr.weight or 1.0) + growths * math.log(self.sr.growth)
+            if last > math.log(LARGEST_WEIGHT):
+                raise ValueError(f"lambda, weight * growth^{growths} at the end, is too large")
         rated = self.noise in ("symmetric", "asymmetric")
         if rated != (self.noise_rate > 0):
             raise ValueError(
@@ -132,8 +185,6 @@ class RunSpec(_Frozen):
                 )
         if (self.imbalance is None) != (self.imbalance_ratio == 1):
             raise ValueError("imbalance_ratio must be 1 without imbalance, and below 1 with it")
-        if len(self.mean or ()) != len(self.std or ()) or min(self.std or (1.0,)) <= 0:
-            raise ValueError("mean and std go together, one of each a channel, std above 0")
         if self.noise == "clean" and self.noise_variant != "paper":
             raise ValueError("noise_variant goes with noise; clean labels have none")
         if self.loss_params.get("phases") == 3 and self.sr is not None and self.sr.unit_logits:

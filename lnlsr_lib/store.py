@@ -5,7 +5,8 @@
     results/.partial/<run id>.<precision>.pt    checkpoints of unfinished ones; not for git
 
 A file carries the SHA-256 of its content, so what was cut short or edited is noticed. Several
-processes may work on one folder: each run is locked while it is trained.
+processes may work on one folder: each run is locked while it is trained. What a killed process
+leaves lies in ``.partial``, and goes when the run is next locked.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,16 +26,18 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import filelock
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
+from lnlsr_lib.data import named_folder
 from lnlsr_lib.spec import PROTOCOL_VERSION, RunSpec
-from lnlsr_lib.trainer import HISTORY, RunResult
+from lnlsr_lib.trainer import RunResult, check_record, check_state
 
 __all__ = ["BusyError", "Store", "StoreError", "StoredRun", "results_folder"]
 
@@ -78,12 +82,54 @@ class StoredRun:
         return max(self.history["test_accuracy"])
 
 
+class _Provenance(BaseModel):
+    """What must be known of how a run was made; a file may say more."""
+
+    lnlsr: str
+    commit: str | None
+    modified: bool | None
+    python: str
+    torch: str
+    device: str
+    precision: Literal["float32", "bf16"]
+    threads: Annotated[int, Field(ge=1, strict=True)]
+    seconds: Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
+    finished: AwareDatetime
+    data: str
+    realised_noise_rate: Annotated[float, Field(ge=0, le=1, strict=True)] | None
+
+
+class _File(BaseModel):
+    """The content of a result file, as it is written and as it is read."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    spec: RunSpec
+    history: Any
+    confusion: Any
+    features: dict[str, Any] | None
+    details: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
+    provenance: _Provenance
+
+    @model_validator(mode="after")
+    def _whole(self) -> _File:
+        check_record(self.history, self.confusion, self.spec.epochs)
+        if self.id != self.spec.id:
+            raise ValueError(f"the id is {self.id}, and that of the spec {self.spec.id}")
+        return self
+
+
 def results_folder() -> Path:
     """``$LNLSR_RESULTS``; else ``results/`` of the checkout this library lies in; else of the
-    working directory."""
+    working directory.
+
+    Raises:
+        ValueError: ``$LNLSR_RESULTS`` cannot be a folder.
+    """
     named = os.environ.get("LNLSR_RESULTS")
     if named:
-        return Path(named).expanduser().resolve()
+        return named_folder(named, "LNLSR_RESULTS")
     checkout = Path(__file__).resolve().parent.parent
     return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "results"
 
@@ -109,16 +155,23 @@ def code_version() -> dict[str, Any]:
     }
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, scratch: Path | None = None) -> None:
     """Write ``content`` so that ``path`` holds all of it or what it held before.
+
+    Args:
+        path: the file; its folder is made where it is missing.
+        content: what it is to hold.
+        scratch: where it is written first, on the same file system; beside ``path`` by default.
+            A process that is killed meanwhile leaves ``<name>.<random>.tmp`` there.
 
     Raises:
         StoreError: it cannot be written, for want of space or of permission, say.
     """
-    temporary = None
+    temporary, scratch = None, scratch or path.parent
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        scratch.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=scratch, prefix=f"{path.name}.", suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
@@ -134,7 +187,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _checksum(content: dict[str, Any]) -> str:
+def _checksum(content: Any) -> str:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -144,18 +197,28 @@ class Store:
 
     Args:
         folder: the results folder; :func:`results_folder` by default. Made when first written to.
+
+    Raises:
+        ValueError: it cannot be a folder.
     """
 
     def __init__(self, folder: Path | str | None = None) -> None:
-        self.folder = results_folder() if folder is None else Path(folder)
+        self.folder = (
+            results_folder() if folder is None else named_folder(folder, "the results folder")
+        )
         code_version()  # now, since the checkout may move on while a run is trained
 
     def path(self, spec: RunSpec, precision: str) -> Path:
         """Where the finished run lies, or will."""
         return self.folder / "runs" / f"{spec.id}.{precision}.json"
 
-    def _partial(self, spec: RunSpec, precision: str, suffix: str) -> Path:
-        return self.folder / ".partial" / f"{spec.id}.{precision}.{suffix}"
+    @property
+    def _scratch(self) -> Path:
+        return self.folder / ".partial"
+
+    def checkpoint(self, spec: RunSpec, precision: str) -> Path:
+        """Where the state of the unfinished run lies, or will."""
+        return self._scratch / f"{spec.id}.{precision}.pt"
 
     # --- finished runs ---
 
@@ -173,14 +236,12 @@ class Store:
             details: arrays by name, for a file beside it.
 
         Raises:
-            StoreError: it cannot be written.
+            StoreError: it cannot be written, or is no result that could be read again.
         """
-        path, sha256 = self.path(result.spec, result.precision), None
+        path, sha256, buffer = self.path(result.spec, result.precision), None, io.BytesIO()
         if details is not None:
-            buffer = io.BytesIO()
             np.savez_compressed(buffer, **details)  # type: ignore[arg-type]
             sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
-            write_atomically(path.with_suffix(".npz"), buffer.getvalue())
         content = {
             "id": result.spec.id,
             "spec": result.spec.model_dump(mode="json"),
@@ -201,10 +262,28 @@ class Store:
                 "realised_noise_rate": result.realised_noise_rate,
             },
         }
-        content["sha256"] = _checksum(content)
-        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
-        self._partial(result.spec, result.precision, "pt").unlink(missing_ok=True)
+        try:
+            content["sha256"] = _checksum(content)
+            text = (json.dumps(content, indent=1) + "\n").encode()
+            self._verified(path, text)
+        except (ValueError, TypeError) as error:
+            raise StoreError(f"{path} is not stored, it would be no result: {error}") from error
+        if details is not None:
+            write_atomically(path.with_suffix(".npz"), buffer.getvalue(), self._scratch)
+        write_atomically(path, text, self._scratch)
+        self.checkpoint(result.spec, result.precision).unlink(missing_ok=True)
         return path
+
+    def _verified(self, path: Path, text: bytes) -> StoredRun:
+        """The run in a result file's content; ValueError or TypeError where it is none."""
+        content = json.loads(text)
+        if not isinstance(content, dict) or content.pop("sha256", None) != _checksum(content):
+            raise ValueError("its checksum is wrong: it was cut short or changed by hand")
+        file = _File.model_validate(content)
+        if path.name != self.path(file.spec, file.provenance.precision).name:
+            raise ValueError(f"it was renamed: it holds {file.id} in {file.provenance.precision}")
+        del content["id"]
+        return StoredRun(**content | {"spec": file.spec})
 
     def read(self, path: Path) -> StoredRun:
         """Read one result file, and verify it.
@@ -213,33 +292,12 @@ class Store:
             StoreError: it cannot be read, was cut short, renamed or changed by hand.
         """
         try:
-            content = json.loads(path.read_bytes())
-            whole = content.pop("sha256") == _checksum(content)
-            run = StoredRun(
-                RunSpec(**content["spec"]),
-                *(content[name] for name in ("history", "provenance", "confusion")),
-                *(content[name] for name in ("features", "details")),
-            )
-            complete = all(len(run.history[name]) == run.spec.epochs for name in HISTORY)
-            name = self.path(run.spec, run.provenance["precision"]).name
-        except (
-            OSError,
-            ValueError,  # pydantic's ValidationError is one
-            KeyError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ) as error:
-            problem = " ".join(str(error).split())[:200]
+            return self._verified(path, path.read_bytes())
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            problem = " ".join(str(error).split())[:300]
             raise StoreError(
-                f"{path} is not a readable result ({type(error).__name__}: {problem}); "
-                "delete it and run again"
+                f"{path} is not a readable result ({problem}); delete it and run again"
             ) from error
-        if not whole or not complete or path.name != name:
-            raise StoreError(
-                f"{path} was cut short, renamed or changed by hand; delete it and run again"
-            )
-        return run
 
     def load(self, spec: RunSpec, precision: str | None = None) -> StoredRun | None:
         """The stored run of this spec, or None; float32 first if no precision is named.
@@ -314,19 +372,48 @@ class Store:
             BusyError: another process is at it.
             StoreError: the folder cannot be written.
         """
-        path = self._partial(spec, precision, "lock")
+        with self._locked(f"{spec.id}.{precision}"):
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        path = self._scratch / f"{name}.lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(path)
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            raise BusyError(f"{spec.id} is being trained by another process") from None
+            run = name.rpartition(".")[0]
+            raise BusyError(f"{run} is being trained by another process") from None
         except OSError as error:
             raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
         try:
+            self._tidy(name)
             yield
         finally:
+            self._tidy(name)
+            with contextlib.suppress(OSError):
+                path.unlink()  # while it is held: who waits for it takes a new one
             lock.release()
+
+    def _tidy(self, name: str) -> None:
+        """Remove what killed processes left of a run that is locked."""
+        with contextlib.suppress(OSError):
+            for path in self._scratch.glob(f"{name}.*.tmp"):
+                path.unlink()
+            if (self.folder / "runs" / f"{name}.json").exists():
+                (self._scratch / f"{name}.pt").unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Remove what killed processes left, but for the checkpoints of unfinished runs.
+
+        A run that a process is at, and a folder that cannot be written, are left alone.
+        """
+        kinds = "|".join(PRECISIONS)
+        found = (re.match(rf"(.+\.(?:{kinds}))\.", path.name) for path in self._scratch.glob("*"))
+        for name in {match[1] for match in found if match}:
+            with contextlib.suppress(StoreError), self._locked(name):
+                pass
 
     def save_checkpoint(self, spec: RunSpec, precision: str, state: dict[str, Any]) -> None:
         """Store the state of an unfinished run in the place of the one before.
@@ -336,21 +423,30 @@ class Store:
         """
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_atomically(self._partial(spec, precision, "pt"), buffer.getvalue())
+        content = buffer.getvalue()
+        path = self.checkpoint(spec, precision)
+        write_atomically(path, hashlib.sha256(content).digest() + content)
 
     def load_checkpoint(self, spec: RunSpec, precision: str) -> dict[str, Any] | None:
-        """The state of an unfinished run, or None.
+        """The state of an unfinished run, or None; verified before anything in it is loaded.
 
         Raises:
-            StoreError: the file is there but not readable.
+            StoreError: the file is there but not readable, damaged, or of another run.
         """
-        path = self._partial(spec, precision, "pt")
+        path = self.checkpoint(spec, precision)
         if not path.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            content = path.read_bytes()
+            if hashlib.sha256(content[32:]).digest() != content[:32]:
+                raise ValueError("its checksum is wrong")
+            state = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
+            check_state(state, spec, precision)
         except Exception as error:
+            problem = " ".join(str(error).split())[:300]
             raise StoreError(
-                f"the checkpoint {path} is not readable; delete it to train from the start"
+                f"the checkpoint {path} is not usable ({problem}); delete it to train from the "
+                "start"
             ) from error
-        return state
+        found: dict[str, Any] = state
+        return found

@@ -16,8 +16,8 @@ from lnlsr_lib.device import resolve_device, resolve_precision
 from lnlsr_lib.embedding import embed
 from lnlsr_lib.feed import selection
 from lnlsr_lib.spec import RunSpec
-from lnlsr_lib.store import BusyError, Store, StoredRun
-from lnlsr_lib.trainer import DivergedError, RunResult, train
+from lnlsr_lib.store import BusyError, Store, StoredRun, StoreError
+from lnlsr_lib.trainer import DivergedError, RunResult, StateError, train
 
 __all__ = ["run_all", "run_one"]
 
@@ -53,10 +53,10 @@ def run_one(
         BusyError: another process is training this run.
         StoreError, DataError, DivergedError, ValueError: see there.
     """
+    resolved = resolve_precision(precision, resolve_device(device))
     stored = store.load(spec, None if precision == "auto" else precision)
     if stored is not None and (stored.details or not details):
         return stored
-    resolved = resolve_precision(precision, resolve_device(device))
     with store.locked(spec, resolved):
         stored = store.load(spec, resolved)  # another process may just have finished it
         if stored is not None and (stored.details or not details):
@@ -81,17 +81,21 @@ def run_one(
                 accuracy = state["history"]["test_accuracy"][-1]
                 bar.set_postfix_str(f"epoch {state['epoch']}/{spec.epochs}, test {accuracy:.2f}%")
 
-            result = train(
-                spec,
-                data,
-                device=device,
-                precision=resolved,
-                compiled=compiled,
-                details=details,
-                state=state,
-                on_batch=bar.update,
-                on_epoch=on_epoch,
-            )
+            try:
+                result = train(
+                    spec,
+                    data,
+                    device=device,
+                    precision=resolved,
+                    compiled=compiled,
+                    details=details,
+                    state=state,
+                    on_batch=bar.update,
+                    on_epoch=on_epoch,
+                )
+            except StateError as error:
+                path = store.checkpoint(spec, resolved)
+                raise StoreError(f"the checkpoint {path} is not usable: {error}") from error
         store.save(result, *_described(result))
     run = store.load(spec, resolved)
     assert run is not None
@@ -125,11 +129,12 @@ def run_all(
     """The stored results of all ``specs``, in their order; the missing ones are trained first.
 
     Each finished run is stored at once, and an unfinished one goes on from its last epoch, so this
-    may be killed and called again at any time. Several processes called with the same store share
-    the work: a run that another one is at is left to it, and waited for. A run that diverges does
-    not keep the others back; it is reported at the end. Arguments and errors as for
-    :func:`run_one`.
+    may be killed and called again at any time; what it leaves behind then is removed. Several
+    processes called with the same store share the work: a run that another one is at is left to it,
+    and waited for. A run that diverges does not keep the others back; it is reported at the end.
+    Arguments and errors as for :func:`run_one`.
     """
+    store.tidy()
     loaded: dict[str, Dataset] = {}
     runs: dict[RunSpec, StoredRun] = {}
     diverged: dict[RunSpec, DivergedError] = {}
@@ -163,4 +168,5 @@ def run_all(
             raise DivergedError("; ".join(str(error) for error in diverged.values()))
         if not progressed:
             time.sleep(POLL_SECONDS)
+    store.tidy()
     return [runs[spec] for spec in specs]

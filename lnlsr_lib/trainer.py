@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lnlsr_lib.checks import check_range
 from lnlsr_lib.data import Dataset
 from lnlsr_lib.device import device_name, keep_freed_memory, resolve_device, resolve_precision
 from lnlsr_lib.feed import Batch, Pixels, Resident, Stream, open_source
@@ -27,7 +28,15 @@ from lnlsr_lib.models import build_model
 from lnlsr_lib.objective import build_objective
 from lnlsr_lib.spec import RunSpec
 
-__all__ = ["HISTORY", "DivergedError", "RunResult", "train"]
+__all__ = [
+    "HISTORY",
+    "DivergedError",
+    "RunResult",
+    "StateError",
+    "check_record",
+    "check_state",
+    "train",
+]
 
 HISTORY = (
     "learning_rate",
@@ -48,8 +57,44 @@ HISTORY = (
 )
 
 
+PERCENT = ("test_accuracy", "lowest_recall")
+SHARES = ("sparse_rate", "zero_rate", "memorised", "corrected", "fitted", "clipped")
+UNKNOWABLE = ("memorised", "corrected", "fitted")  # None where there is no such sample
+
+
 class DivergedError(FloatingPointError):
     """The training loss or the outputs became NaN or infinite."""
+
+
+class StateError(ValueError):
+    """A state that training cannot go on from: of another run, not whole, or senseless."""
+
+
+def check_record(history: Any, confusion: Any, epochs: int) -> None:
+    """Raise unless this is what a run records in so many epochs, with numbers that can be.
+
+    Args:
+        history: to be one list per name in ``HISTORY``, of one finite number per epoch: percent in
+            [0, 100], shares in [0, 1], the others above 0; None where nobody knows.
+        confusion: to be K rows of K counts.
+        epochs: their number, >= 1.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(history, dict) or set(history) != set(HISTORY):
+        raise ValueError(f"a history has the names {', '.join(HISTORY)}")
+    for name, values in history.items():
+        if not isinstance(values, list) or len(values) != epochs:
+            raise ValueError(f"{name} is not a list of {epochs} numbers, one an epoch")
+        top = 100.0 if name in PERCENT else 1.0 if name in SHARES else None
+        for value in values:
+            if value is not None or name not in UNKNOWABLE:
+                check_range(name, value, None if name == "train_loss" else 0.0, top)
+    rows = confusion if isinstance(confusion, list) else []
+    square = all(isinstance(row, list) and len(row) == len(rows) for row in rows)
+    if len(rows) < 2 or not square or not all(type(n) is int and n >= 0 for r in rows for n in r):
+        raise ValueError("confusion is not K rows of K counts")
 
 
 @dataclass
@@ -97,6 +142,12 @@ class RunResult:
         return sum(float(seconds or 0) for seconds in self.history["seconds"])
 
 
+STATE = {
+    *("id", "digest", "precision", "made_with", "epoch", "history", "confusion", "margins"),
+    *("models", "objective", "optimizer", "scheduler"),
+}
+
+
 @torch.no_grad()
 def _outputs(
     call: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]
@@ -124,6 +175,27 @@ def _last_look(
     if len(tally.margins):
         found["train_mean_margin"] = tally.margins / source.spec.epochs
     return {name: values.cpu() for name, values in found.items()}
+
+
+def check_state(state: Any, spec: RunSpec, precision: str) -> None:
+    """Raise unless ``state`` is whole, of this run, and from the end of one of its epochs.
+
+    Raises:
+        StateError: it is not.
+    """
+    if not isinstance(state, dict) or set(state) != STATE:
+        raise StateError(f"a state is a dict of {', '.join(sorted(STATE))}")
+    if state["digest"] != spec.digest or state["precision"] != precision:
+        raise StateError(f"the state is of another run, {state['id']} in {state['precision']}")
+    epoch, scheduler = state["epoch"], state["scheduler"]
+    if type(epoch) is not int or not 1 <= epoch <= spec.epochs:
+        raise StateError(f"the state's epoch is {epoch!r}, and should be in [1, {spec.epochs}]")
+    if not isinstance(scheduler, dict) or scheduler.get("last_epoch") != epoch:
+        raise StateError(f"the state's scheduler is not that of epoch {epoch}")
+    try:
+        check_record(state["history"], state["confusion"], epoch)
+    except (TypeError, ValueError) as error:
+        raise StateError(f"the state's record is not that of {epoch} epochs: {error}") from error
 
 
 def train(
@@ -159,7 +231,8 @@ def train(
 
     Raises:
         DivergedError: the loss or the outputs of an epoch were NaN or infinite.
-        ValueError: device, precision or state do not fit.
+        ValueError: device or precision do not fit.
+        StateError: the state does not.
         lnlsr_lib.data.DataError: the data set cannot be had.
     """
     target = resolve_device(device)
@@ -207,20 +280,22 @@ def train(
     )
     first = 0
     if state is not None:
-        if state["digest"] != spec.digest or state["precision"] != resolved:
-            raise ValueError(f"the state is of another run, {state['id']} in {state['precision']}")
+        check_state(state, spec, resolved)
         if state["made_with"] != made_with:
-            raise ValueError(
+            raise StateError(
                 f"the state was made with {state['made_with']}, and this is {made_with}; "
                 "delete it to train from the start"
             )
-        for model, weights in zip(models, state["models"], strict=True):
-            model.load_state_dict(weights)
-        objective.load_state_dict(state["objective"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        if tally.margins.shape == state["margins"].shape:
-            tally.margins.copy_(state["margins"])
+        try:
+            for model, weights in zip(models, state["models"], strict=True):
+                model.load_state_dict(weights)
+            objective.load_state_dict(state["objective"])
+            optimizer.load_state_dict(state["optimizer"])
+            scheduler.load_state_dict(state["scheduler"])
+            if tally.margins.shape == state["margins"].shape:
+                tally.margins.copy_(state["margins"])
+        except Exception as error:  # given any state, these raise anything
+            raise StateError(f"the state does not fit: {error!r}") from error
         history = {name: list(values) for name, values in state["history"].items()}
         confusion, first = state["confusion"], state["epoch"]
 

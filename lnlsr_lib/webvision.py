@@ -94,7 +94,7 @@ class WebVisionStream(torch.utils.data.Dataset[Sample]):
         with path.open(encoding="utf-8", errors="surrogateescape") as lines:
             for number, line in enumerate(lines, start=1):
                 name, _, label = line.rstrip().rpartition(" ")
-                if not name or not label.isdecimal():
+                if not name or not label.isdecimal() or len(label) > 9:
                     raise DataError(f"{path}, line {number} should be 'image label': {line[:80]!r}")
                 if int(label) < num_classes:
                     self.names.append(name)

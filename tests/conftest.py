@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from lnlsr_lib import cost
 from lnlsr_lib.data import Dataset, load_dataset
 from lnlsr_lib.protocol import make_spec
 from lnlsr_lib.spec import RunSpec
@@ -19,9 +20,11 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def own_results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test may touch the results of real runs, not even by its defaults."""
+    """No test may touch the results of real runs or kept timings, not even by its defaults."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LNLSR_RESULTS", str(tmp_path_factory.mktemp("results")))
+        timings = tmp_path_factory.mktemp("cache") / "timings.json"
+        patch.setattr(cost, "timings_file", lambda: timings)
         yield
 
 

@@ -10,8 +10,8 @@ import lnlsr_lib
 FLOORS = [
     ["checks"],
     ["losses", "regularization", "noise", "label_issues", "models", "augment", "device", "paper"],
-    ["data", "spec", "embedding"],
-    ["webvision"],
+    ["data", "embedding"],
+    ["webvision", "spec"],
     ["protocol", "feed", "objective"],
     ["measure"],
     ["trainer"],

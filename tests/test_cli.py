@@ -1,16 +1,22 @@
 """The command line: help, exit statuses, one line per error, and a smoke run."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
-from lnlsr_lib import __version__, cli, data, sweep
+from lnlsr_lib import __version__, cli, cost, data, sweep
 from lnlsr_lib.cli import main
+from lnlsr_lib.data import load_dataset
 from lnlsr_lib.experiments import experiment_specs
 from lnlsr_lib.store import Store
-from lnlsr_lib.trainer import DivergedError
+from lnlsr_lib.trainer import DivergedError, RunResult
 
 SMOKE = ["run", "precision", "--profile", "smoke", "--device", "cpu", "--precision", "float32"]
 
@@ -37,7 +43,11 @@ def failure(capsys, arguments):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["status", "--help"], ["data", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        *([command, "--help"] for command in ("run", "status", "show", "estimate", "data")),
+    ],
 )
 def test_help(capsys, arguments):
     with pytest.raises(SystemExit) as stopped:
@@ -75,7 +85,11 @@ def test_as_a_program():
         ([], "COMMAND"),
         (["train"], "invalid choice: 'train'"),
         (["run", "fig99", "--profile", "smoke"], "invalid choice: 'fig99'"),
-        (["run", "fig3"], "--profile"),
+        (["estimate", "fig3"], "--profile"),
+        (["run", "fig3", "--profile", "smoke", "--seeds", "1-1000000000"], "more than 1000 seeds"),
+        (["run", "fig3", "--profile", "smoke", "--seeds", f"1-{'9' * 30}"], "more than 1000 seeds"),
+        (["run", "fig3", "--profile", "smoke", "--seeds", "9" * 5000], "must be like 1, 1,2,3"),
+        (["show"], "ID"),
         (["run", "fig3", "--profile", "full"], "invalid choice: 'full'"),
         (["run", "fig3", "--profile", "smoke", "--seeds", "one"], "must be like 1, 1,2,3 or 1-3"),
         (["run", "fig3", "--profile", "smoke", "--precision", "fp8"], "invalid choice: 'fp8'"),
@@ -166,8 +180,12 @@ def test_unreachable_data_fail_with_the_ways_out(capsys, results, tmp_path, monk
 
 def test_estimate_counts_times_and_stores_nothing(capsys, results):
     command = ["estimate", "precision", "--profile", "smoke", "--precision", "float32"]
+    assert main([*command, "--again"]) == 0
+    whole = capsys.readouterr()
+    assert "timing: 100%" in whole.err
+    shown = whole.out
     assert main(command) == 0
-    shown = capsys.readouterr().out
+    assert capsys.readouterr() == (shown, "")  # timed before
     assert "2 of 2 runs are missing" in shown
     assert "2 x digits, cnn4, 1437 images, 3 epochs: " in shown
     assert "one after another, here: " in shown
@@ -195,23 +213,284 @@ def test_a_damaged_result_fails_with_its_name(capsys, results, on_few):
         assert str(path) in failure(capsys, arguments)
 
 
-def test_a_folder_that_cannot_be_written_fails_with_its_name(capsys, tmp_path, on_few):
-    (tmp_path / "file").write_text("in the way")
-    line = failure(capsys, ["--results", str(tmp_path / "file"), *SMOKE, "--quiet"])
-    assert str(tmp_path / "file") in line
+def test_a_folder_that_cannot_be_written_fails_with_its_name(capsys, results, on_few):
+    results.folder.mkdir()
+    (results.folder / ".partial").write_text("in the way")
+    line = failure(capsys, [*SMOKE, "--quiet"])
+    assert str(results.folder / ".partial") in line
     assert "cannot be written" in line
+
+
+def test_a_file_for_a_results_folder_fails_with_its_name(capsys, tmp_path, on_few):
+    (tmp_path / "file").write_text("in the way")
+    for command in (["status"], SMOKE):
+        line = failure(capsys, ["--results", str(tmp_path / "file"), *command])
+        assert f"cannot be '{tmp_path / 'file'}'" in line
+
+
+@pytest.mark.parametrize("folder", ["x" * 300, "~nobody-has-this-name/x", "", "a\0b"])
+def test_a_results_folder_that_cannot_be_fails_in_one_line(capsys, folder):
+    assert "the results folder cannot be" in failure(capsys, ["--results", folder, "status"])
+
+
+def test_a_tilde_in_the_results_folder_is_the_home(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["--results", "~/mine", "status", "fig3"]) == 0
+    assert f"{tmp_path / 'mine'}: 0 runs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("variable", ["LNLSR_DATA", "LNLSR_RESULTS"])
+def test_a_variable_that_names_no_folder_fails_in_one_line(capsys, monkeypatch, variable):
+    monkeypatch.setenv(variable, "~nobody-has-this-name/x")
+    assert f"{variable} cannot be" in failure(
+        capsys, ["data"] if "DATA" in variable else ["status"]
+    )
+
+
+def test_run_asks_for_a_profile_or_a_run(capsys, results):
+    assert "--profile is needed" in failure(capsys, ["run", "fig3"])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
+        (["--device", "meta"], "device 'meta' cannot be used here"),
         (["--seeds", "1,1"], "seeds must be one or more distinct integers"),
         (["--seeds", "3-1"], "seeds must be one or more distinct integers"),
     ],
 )
 def test_bad_values_fail_in_one_line(capsys, results, on_few, changes, message):
     assert message in failure(capsys, [*SMOKE, "--quiet", *changes])
+
+
+# --- one run -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored(results, on_few, capsys):
+    """The ids of the two smoke runs of "precision", stored."""
+    main([*SMOKE, "--quiet"])
+    capsys.readouterr()
+    return [spec.id for spec in experiment_specs("precision", "smoke")]
+
+
+def test_show_is_a_runs_card(capsys, results, stored):
+    assert main(["show", stored[1]]) == 0
+    whole = capsys.readouterr().out
+    (run,) = [run for run in results.runs() if run.spec.id == stored[1]]
+    lines = whole.splitlines()
+    assert lines[0] == stored[1]
+    assert lines[1].startswith(f"final {run.final_accuracy:.2f}%, best {run.best_accuracy:.2f}%")
+    for text in (
+        *("'temperature': 0.1", "learning_rate", "sparse_rate", "memorised"),
+        *(str(run.provenance["commit"]), run.provenance["device"], run.provenance["finished"]),
+        f"file: {results.path(run.spec, 'float32')}",
+    ):
+        assert text in whole
+    matrix = whole[whole.index("confusion") : whole.index("provenance")].splitlines()[2:-1]
+    assert [[int(n) for n in line.split()[1:]] for line in matrix] == run.confusion
+    (last,) = [line for line in lines if line.split()[:1] == ["3"] and "0." in line]
+    assert f"{run.history['train_loss'][-1]:.4g}" in last
+    assert main(["show", stored[1][:-3]]) == 0
+    assert capsys.readouterr().out == whole
+
+
+def test_a_card_of_many_epochs_shows_some_the_first_and_the_last(results, on_few, small_spec, few):
+    spec = small_spec("ce", epochs=30, batch_size=192)
+    run = sweep.run_one(spec, results, data=few, device="cpu", details=True, progress=False)
+    card = cli._card(run)
+    table = card[card.index("history") : card.index("confusion")].splitlines()[2:-1]
+    epochs = [int(line.split()[0]) for line in table]
+    assert (epochs[0], epochs[-1], len(epochs)) == (1, 30, cli.SHOWN_EPOCHS)
+    assert "knn_accuracy" in card
+
+
+@pytest.mark.parametrize("name", ["", "digits", "nothing", "../x", "*"])
+def test_show_names_what_it_could_mean(capsys, stored, name):
+    line = failure(capsys, ["show", name])
+    assert "stored runs have an id that starts with" in line
+    assert all(run in line for run in stored) == (name == "digits")
+
+
+def test_status_of_one_experiment_lists_its_runs_alone(capsys, results, stored, on_few):
+    other = ["run", "gce_floor", "--profile", "smoke", "--seeds", "4", *SMOKE[4:]]
+    assert main([*other, "--quiet"]) == 0
+    capsys.readouterr()
+    main(["status", "precision"])
+    shown = capsys.readouterr().out
+    assert "2 runs of precision" in shown
+    assert all(run in shown for run in stored)
+    assert "gce_sr" not in shown
+    main(["status", "gce_floor"])
+    shown = capsys.readouterr().out
+    assert "2 runs of gce_floor" in shown  # of another seed than the one that is counted
+    assert "missing: digits-sym0.8-gce_sr-seed1" in shown
+
+
+def test_only_finds_a_run_by_its_id_in_every_profile_and_seed(capsys, results, on_few):
+    spec = experiment_specs("precision", "smoke", (7,))[0]
+    assert main(["run", "precision", "--only", spec.id, "--quiet", *SMOKE[4:]]) == 0
+    assert capsys.readouterr().out.split()[0] == spec.id
+    assert [run.spec for run in results.runs()] == [spec]
+    for name in ("digits", f"{spec.id}x", "mnist-seed99999999999999999999-"):
+        line = failure(capsys, ["run", "precision", "--only", name])
+        assert f"precision has no run {name}" in line
+
+
+def test_again_trains_anew_and_says_that_the_history_is_the_same(capsys, results, stored):
+    before = {path: path.read_bytes() for path in results.folder.rglob("*") if path.is_file()}
+    command = ["run", "precision", "--only", stored[0], "--again", "--quiet"]
+    assert main(command) == 0
+    assert capsys.readouterr().out == f"{stored[0]}  same history, all 3 epochs\n"
+    after = {path: path.read_bytes() for path in results.folder.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_again_says_where_the_history_differs(capsys, results, stored):
+    run = next(run for run in results.runs() if run.spec.id == stored[0])
+    run.history["test_accuracy"][1] += 0.5
+    facts = ("device", "precision", "threads")
+    changed = RunResult(
+        run.spec,
+        run.history,
+        *(run.provenance[fact] for fact in facts),
+        run.provenance["data"],
+        0.4,
+        run.confusion,
+    )
+    results.save(changed)
+    command = ["run", "precision", "--only", stored[0], "--again", "--quiet"]
+    assert main(command) == 1
+    shown = capsys.readouterr().out
+    assert f"{stored[0]}  differs from epoch 2 on" in shown
+    (row,) = [line.split() for line in shown.splitlines() if line.startswith("test_accuracy")]
+    assert [float(value) for value in row[1:]] == [
+        run.history["test_accuracy"][1] - 0.5,
+        run.history["test_accuracy"][1],
+    ]
+    assert results.load(run.spec).history == run.history
+
+
+def test_again_needs_something_to_compare_with(capsys, results):
+    spec = experiment_specs("precision", "smoke")[0]
+    line = failure(capsys, ["run", "precision", "--only", spec.id, "--again"])
+    assert f"{spec.id} is not stored" in line
+
+
+# --- stopped -------------------------------------------------------------------------------------
+
+
+def program(*arguments, **more):
+    """``lnlsr`` as a program, its output in pipes."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "lnlsr_lib.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **more,
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_every_usual_signal_says_what_is_kept(results, name):
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.default_int_handler)  # a child inherits what is ignored
+    with program(*SMOKE, "--seeds", "1-50") as done:
+        signal.signal(number, before)
+        while not list(results.folder.rglob("*.pt")):
+            assert done.poll() is None
+            time.sleep(0.05)
+        done.send_signal(number)
+        _, err = done.communicate(timeout=120)
+    assert done.returncode == 128 + number
+    assert err.endswith("lnlsr: stopped; what is finished is stored, call again to go on\n")
+    assert "Traceback" not in err
+    assert list(results.folder.rglob("*.tmp")) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_a_signal_that_is_ignored_stays_ignored(results, on_few, monkeypatch):
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(
+            cli, "run_all", lambda *a, **k: os.kill(os.getpid(), signal.SIGHUP) or []
+        )
+        assert main(SMOKE) == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback(results):
+    with program("status", "table6") as done:  # more than a pipe holds
+        assert done.stdout.readline()
+        done.stdout.close()
+        assert done.stderr.read() == ""
+    assert done.returncode == 128 + signal.SIGPIPE
+
+
+# --- anything ------------------------------------------------------------------------------------
+
+WORDS = st.one_of(
+    st.sampled_from(
+        [
+            *("run", "status", "show", "estimate", "data", "fig3", "precision", "mnist", "digits"),
+            *("--profile", "--seeds", "--device", "--precision", "--only", "--again", "--quiet"),
+            *(
+                "--tflops",
+                "--results",
+                "--compile",
+                "smoke",
+                "paper",
+                "lite",
+                "auto",
+                "meta",
+                "cpu",
+            ),
+            *(
+                "1-3",
+                "1-1000000000",
+                "9" * 5000,
+                "-1",
+                "1e-320",
+                "nan",
+                "~x/y",
+                "",
+                "a\0b",
+                "x" * 300,
+            ),
+        ]
+    ),
+    st.text(max_size=8),
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(words=st.lists(WORDS, max_size=8))
+@example(words=["run", "fig3", "--profile", "smoke", "--seeds", "1-1000000000"])
+@example(words=["estimate", "fig3", "--profile", "smoke", "--tflops", "1e-320"])
+@example(words=["run", "fig3", "--only", "x-seed999999999999999999-"])
+@example(words=["--results", "\ud800", "status"])
+def test_whatever_the_arguments_there_is_no_traceback(words, tmp_path, monkeypatch, capsys):
+    """With training, fetching and timing left out, every command line ends with a status."""
+    monkeypatch.setenv("LNLSR_RESULTS", str(tmp_path / "results"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "run_all", lambda specs, store, **options: [])
+    monkeypatch.setattr(cli, "load_dataset", lambda name: load_dataset("digits"))
+    monkeypatch.setattr(cost, "_measure", lambda spec, device, precision: (1.0, 0.0))
+    capsys.readouterr()
+    try:
+        status = main(words)
+    except SystemExit as stopped:
+        status = stopped.code
+    shown = capsys.readouterr()
+    assert status in (0, 1, 2)
+    assert "Traceback" not in shown.err
+    if status == 1:
+        assert shown.err.splitlines()[-1].startswith("lnlsr: ")
 
 
 @pytest.mark.parametrize(

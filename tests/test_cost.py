@@ -1,7 +1,10 @@
 """What runs would cost: counted, timed, and by a FLOP rate."""
 
+import json
+
 import pytest
 
+from lnlsr_lib import cost
 from lnlsr_lib.cost import SHAPES, UTILISATION, duration, estimate, images_of, step_flops
 from lnlsr_lib.data import load_dataset
 from lnlsr_lib.protocol import TRAINING, make_spec
@@ -74,9 +77,84 @@ def test_nothing_missing_costs_nothing():
     assert estimate([]) == []
 
 
-@pytest.mark.parametrize("tflops", [0.0, -1.0, float("nan")])
+def test_an_unknown_device_is_refused_though_nothing_is_missing():
+    with pytest.raises(ValueError, match="device 'abacus' cannot be used here"):
+        estimate([], device="abacus")
+
+
+@pytest.fixture
+def timed(tmp_path, monkeypatch):
+    """What is timed, in place of timing it, with a cache of the test's own."""
+    specs = []
+    monkeypatch.setattr(cost, "timings_file", lambda: tmp_path / "cache" / "timings.json")
+
+    def measure(spec, device, precision):
+        specs.append(spec)
+        return 0.5, 0.001
+
+    monkeypatch.setattr(cost, "_measure", measure)
+    return specs
+
+
+def test_timings_are_kept_by_device_precision_version_threads_and_kind(timed, monkeypatch):
+    mnist, cifar = make_spec("mnist", "ce", 0.8), make_spec("cifar10", "ce", 0.8)
+    first = estimate([mnist, cifar], **CPU)
+    assert timed == [mnist, cifar]
+    assert estimate([cifar, make_spec("mnist", "gce", 0.2, profile="lite")], **CPU)[0] == first[1]
+    assert len(timed) == 2
+    estimate([mnist], device="cpu", precision="bf16")
+    assert timed[2:] == [mnist]
+    monkeypatch.setattr(cost, "device_name", lambda device: "another")
+    estimate([mnist], **CPU)
+    assert timed[3:] == [mnist]
+    monkeypatch.setattr("torch.__version__", "9.0")
+    estimate([mnist], **CPU)
+    assert timed[4:] == [mnist]
+    monkeypatch.setattr("torch.get_num_threads", lambda: 99)
+    estimate([mnist], **CPU)
+    assert timed[5:] == [mnist]
+    estimate([mnist], **CPU, again=True)
+    assert timed[6:] == [mnist]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"a": 1}', "null", "inf", "short", "negative", "text"],
+)
+def test_kept_timings_that_cannot_be_are_timed_anew(timed, content):
+    spec = make_spec("mnist", "ce", 0.8)
+    (whole,) = estimate([spec], **CPU)
+    path = cost.timings_file()
+    kept = path.read_text()
+    (key,) = json.loads(kept)
+    bad = {"inf": [float("inf"), 0], "short": [1.0], "negative": [-1.0, 0.0], "text": ["a", "b"]}
+    path.write_text(json.dumps({key: bad[content]}) if content in bad else content)
+    assert estimate([spec], **CPU) == [whole]
+    assert len(timed) == 2
+    assert json.loads(path.read_text()) == json.loads(kept)
+    assert [p.name for p in path.parent.iterdir()] == ["timings.json"]
+
+
+def test_where_timings_cannot_be_kept_they_are_made_each_time(timed, tmp_path):
+    (tmp_path / "cache").write_text("in the way")
+    spec = make_spec("mnist", "ce", 0.8)
+    assert estimate([spec], **CPU) == estimate([spec], **CPU)
+    assert len(timed) == 2
+
+
+def test_a_bar_shows_the_kinds_while_they_are_timed(timed, capsys):
+    specs = [make_spec("mnist", "ce", 0.8), make_spec("cifar10", "ce", 0.8)]
+    estimate(specs, **CPU, progress=True)
+    shown = capsys.readouterr()
+    assert "timing: 100%" in shown.err
+    assert "2/2" in shown.err
+    estimate(specs, **CPU, progress=True)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("tflops", [0.0, -1.0, float("nan"), 1e-320, 1e300])
 def test_bad_rates_are_refused(tflops):
-    with pytest.raises(ValueError, match=r"tflops must be in \(0, inf\)"):
+    with pytest.raises(ValueError, match=r"tflops must be in \[0.001, 1e\+06\]"):
         estimate([make_spec("mnist", "ce", 0.8)], tflops=tflops)
 
 

@@ -24,7 +24,7 @@ def test_train_size_takes_a_balanced_part(digits, small_spec):
     source = Resident(spec, digits, torch.device("cpu"))
     assert [len(batch.indices) for batch in source.batches(0)] == [65, 65]
     with pytest.raises(ValueError, match="size must be a positive multiple of 10"):
-        Resident(small_spec("ce", train_size=131), digits, torch.device("cpu"))
+        Resident(spec.model_copy(update={"train_size": 131}), digits, torch.device("cpu"))
 
 
 def test_imbalance_comes_after_the_balanced_part(digits, small_spec):
@@ -48,7 +48,9 @@ def test_a_transition_of_the_users_is_what_the_labels_follow(digits, small_spec)
 def test_human_labels_are_those_of_the_images_used(digits, small_spec, monkeypatch):
     people = (digits.train_labels + 1) % 10
     monkeypatch.setattr(feed, "load_human_labels", lambda kind, name, labels: people)
-    spec = small_spec("ce", noise="human", noise_rate=0.0, human_labels="worse", train_size=100)
+    spec = small_spec("ce", train_size=100).model_copy(
+        update={"noise": "human", "human_labels": "worse"}
+    )
     index = selection(spec, digits.train_labels)
     assert torch.equal(given_labels(spec, digits, index), people[index])
 
@@ -79,7 +81,9 @@ def test_other_data_than_the_specs_are_refused(few):
 
 
 def test_a_transition_for_other_classes_is_refused(few, small_spec):
-    spec = small_spec("ce", noise="transition", noise_rate=0.0, transition=[[1.0, 0.0], [0.0, 1.0]])
+    spec = small_spec("ce").model_copy(
+        update={"noise": "transition", "transition": ((1.0, 0.0), (0.0, 1.0))}
+    )
     with pytest.raises(ValueError, match="a row for each of 10 classes of digits"):
         open_source(spec, few, torch.device("cpu"))
 

@@ -1,16 +1,26 @@
 """RunSpec: whole, frozen, validated, and with an id that never changes by accident."""
 
+import contextlib
 import copy
 import hashlib
 import json
+import math
 import pickle
+import re
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from lnlsr_lib.cost import images_of
+from lnlsr_lib.data import DATASETS, SHAPES
+from lnlsr_lib.losses import LOSSES
+from lnlsr_lib.models import MODELS, build_model
+from lnlsr_lib.objective import build_criterion
 from lnlsr_lib.protocol import make_spec
-from lnlsr_lib.spec import RunSpec, SparseSpec
+from lnlsr_lib.spec import CHANNELS, RunSpec, SparseSpec
 
 SPEC = make_spec("mnist", "fl_sr", 0.8)
 FIELDS = SPEC.model_dump()
@@ -18,9 +28,9 @@ FIELDS = SPEC.model_dump()
 OTHER = {
     "dataset": "digits",
     "train_size": 1000,
-    "model": "cnn8",
+    "model": "resnet34",
     "method": "fl",
-    "side": 14,
+    "side": 16,
     "loss": "ce",
     "loss_params": {"gamma": 0.25},
     "sr": None,
@@ -28,7 +38,7 @@ OTHER = {
     "noise_rate": 0.80001,
     "noise_variant": "official",
     "human_labels": "worse",
-    "transition": [[0.9, 0.1], [0.2, 0.8]],
+    "transition": torch.eye(10).tolist(),
     "imbalance": "step",
     "imbalance_ratio": 0.1,
     "epochs": 49,
@@ -61,10 +71,13 @@ OTHER_SPARSE = {
     "unit_logits": True,
     "warmup": 1,
 }
+CIFAR = {"dataset": "cifar10", "model": "cnn8"}
 ALSO = {  # what has to go with it
     "loss": {"loss_params": {}},
     "noise": {"noise_rate": 0.0},
-    "human_labels": {"noise": "human", "noise_rate": 0.0},
+    "human_labels": {"noise": "human", "noise_rate": 0.0, **CIFAR},
+    "model": CIFAR,
+    "side": CIFAR,
     "transition": {"noise": "transition", "noise_rate": 0.0},
     "imbalance": {"imbalance_ratio": 0.5},
     "imbalance_ratio": {"imbalance": "long-tailed"},
@@ -183,13 +196,43 @@ def test_specs_are_frozen(name):
         {"noise": "human"},
         {"noise": "human", "noise_rate": 0.0},
         {"human_labels": "worse"},
-        {"human_labels": "../worse", "noise": "human", "noise_rate": 0.0},
+        {"human_labels": "worse", "noise": "human", "noise_rate": 0.0},
+        {"human_labels": "../worse", "noise": "human", "noise_rate": 0.0, **CIFAR},
+        {"dataset": "x"},
+        {"dataset": "../mnist"},
+        {"method": "../../../x"},
+        {"method": "ce\n"},
+        {"method": ""},
+        {"method": "x" * 300},
+        {"model": "resnet"},
+        {"model": "cnn8"},
+        {"model": "cnn4", "dataset": "cifar10"},
+        {"train_size": 60_010},
+        {"train_size": 1_001},
+        {"side": 14},
+        {"side": 24, "dataset": "cifar10", "model": "cnn8"},
+        {"padding": 29},
+        {"seed": 2**63},
+        {"mean": [], "std": []},
+        {"mean": [0.5] * 3, "std": [0.5] * 3},
+        {"mean": [float("nan")], "std": [0.5]},
+        {"std": [float("inf")], "mean": [0.5]},
+        {"sr": FIELDS["sr"] | {"growth": 1e308}},
+        {"sr": FIELDS["sr"] | {"growth": 1e5}},
+        {"sr": FIELDS["sr"] | {"weight": 1e31, "growth": 1.0}},
         {"transition": [[1.0, 0.0], [0.0, 1.0]]},
         {"noise_variant": "ours"},
         {"noise": "clean", "noise_rate": 0.0, "noise_variant": "official"},
         *(
             {"transition": rows, "noise": "transition", "noise_rate": 0.0}
-            for rows in ([[1.0]], [[0.5, 0.4], [0.0, 1.0]], [[1.0, 0.0]], [[2.0, -1.0], [0.0, 1.0]])
+            for rows in (
+                [[1.0]],
+                torch.eye(9).tolist(),
+                [[float("nan")] * 10] * 10,
+                [[0.5, 0.4], [0.0, 1.0]],
+                [[1.0, 0.0]],
+                [[2.0, -1.0], [0.0, 1.0]],
+            )
         ),
         {"std": [0.0], "mean": [0.5]},
         {"std": [0.5], "mean": [0.5, 0.5]},
@@ -209,7 +252,7 @@ def test_specs_are_frozen(name):
         {"forget_rate": 1.5, "sr": None},
         {"forget_rate": 0.5, "sr": None, "loss": "nlnl", "loss_params": {}},
         {"forget_epochs": 0},
-        {"dataset": "webvision"},
+        {"dataset": "webvision", "model": "resnet50"},
         {"profile": "full"},
         {"seed": -1},
         {"seed": "1"},
@@ -224,7 +267,7 @@ def test_specs_are_frozen(name):
 def test_bad_fields_are_refused(changes):
     name = next(iter(changes))
     with pytest.raises(
-        ValueError, match=f"{name}|noise_rate|gamma|mse|does not take|human"
+        ValueError, match=f"{name}|noise_rate|gamma|mse|does not take|human|lambda|mean and std"
     ) as caught:
         RunSpec(**FIELDS | changes)
     assert isinstance(caught.value, ValidationError)
@@ -251,6 +294,70 @@ def test_bad_fields_are_refused(changes):
 def test_bad_fields_of_sr_are_refused(changes):
     with pytest.raises(ValidationError, match=next(iter(changes))):
         SparseSpec(**FIELDS["sr"] | changes)
+
+
+def test_every_network_is_listed_with_the_channels_that_it_takes():
+    assert set(CHANNELS) == set(MODELS)
+    for name, channels in CHANNELS.items():
+        weights = next(build_model(name, 10, 0).parameters())  # of the first convolution
+        assert weights.shape[1] == channels
+
+
+def test_every_data_set_is_one_that_can_be_loaded_or_streamed():
+    assert {*DATASETS, "webvision"} == set(SHAPES)
+
+
+SPECS = [
+    make_spec(dataset, method, 0.4, noise=noise, profile=profile)
+    for dataset in ("mnist", "cifar10", "cifar100")
+    for method in ("ce", "gce_sr", "co_teaching", "nlnl")
+    for noise in ("symmetric", "asymmetric")
+    for profile in ("paper", "lite", "smoke")
+]
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 300),
+    st.sampled_from([2**63, 10**40, 10**5000, -(2**70)]),
+    st.floats(),
+    st.text(max_size=12),
+    st.sampled_from(
+        [*SHAPES, *MODELS, *LOSSES, "human", "clean", "step", "worse", "../x", "x" * 300]
+    ),
+)
+VALUES = st.one_of(
+    SCALARS,
+    st.lists(st.floats(), max_size=4),
+    st.lists(st.lists(st.floats(0, 1), max_size=10), max_size=10),
+    st.dictionaries(st.sampled_from([*SparseSpec.model_fields, "q", "alpha"]), SCALARS, max_size=8),
+)
+
+
+@settings(deadline=None)
+@given(
+    base=st.sampled_from(SPECS),
+    changes=st.dictionaries(st.sampled_from([*RunSpec.model_fields, "extra"]), VALUES, max_size=4),
+)
+def test_whatever_the_fields_a_spec_is_whole_or_refused(base, changes):
+    """What is accepted has a harmless file name, survives JSON, and can be built and counted."""
+    try:
+        spec = RunSpec(**base.model_dump() | changes)
+    except ValidationError:
+        return
+    assert re.fullmatch(r"[a-z0-9._+-]{1,180}", spec.id)
+    again = RunSpec(**json.loads(json.dumps(spec.model_dump(mode="json"), allow_nan=False)))
+    assert (again, again.id) == (spec, spec.id)
+    assert 0 < images_of(spec) <= SHAPES[spec.dataset][0]
+    criterion = build_criterion(spec)
+    if spec.sr is not None:
+        assert math.isfinite(criterion._grown(spec.epochs - 1))
+
+
+@pytest.mark.parametrize("name", RunSpec.model_fields)
+@given(value=VALUES)
+def test_no_value_of_any_one_field_raises_anything_but_a_validation_error(name, value):
+    with contextlib.suppress(ValidationError):
+        RunSpec(**FIELDS | {name: value})
 
 
 def test_missing_fields_are_refused():

@@ -1,7 +1,10 @@
 """The results folder: whole files or none, verified when read, one process per run."""
 
+import copy
 import errno
+import hashlib
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -15,8 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lnlsr_lib import store as store_module
+from lnlsr_lib.protocol import make_spec
+from lnlsr_lib.spec import RunSpec
 from lnlsr_lib.store import (
     BusyError,
     Store,
@@ -25,7 +32,7 @@ from lnlsr_lib.store import (
     results_folder,
     write_atomically,
 )
-from lnlsr_lib.trainer import HISTORY, RunResult
+from lnlsr_lib.trainer import HISTORY, PERCENT, SHARES, RunResult, train
 
 forks = pytest.mark.skipif(
     "fork" not in multiprocessing.get_all_start_methods(), reason="needs os.fork"
@@ -38,14 +45,42 @@ def store(tmp_path):
 
 
 def made_result(spec, *, precision="float32", accuracy=50.0):
-    history = {name: [float(i) for i in range(spec.epochs)] for name in HISTORY}
+    history = {
+        name: [0.25] * spec.epochs if name in SHARES else [float(i) for i in range(spec.epochs)]
+        for name in HISTORY
+    }
     history["test_accuracy"] = [accuracy + 10, accuracy]
-    return RunResult(spec, history, "cpu (made up)", precision, 1, "made up", 0.4)
+    confusion = (torch.eye(10, dtype=torch.int64) * 6).tolist()
+    return RunResult(spec, history, "cpu (made up)", precision, 1, "made up", 0.4, confusion)
+
+
+def signed(content, **changes):
+    """A result file with changes and the checksum that goes with them."""
+    whole = json.loads(content) | changes
+    del whole["sha256"]
+    text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
+    return json.dumps(whole | {"sha256": hashlib.sha256(text.encode()).hexdigest()}).encode()
+
+
+@pytest.fixture(scope="module")
+def few_state(few):
+    """A spec of three epochs of the digits, and the state after the first one."""
+    fields = make_spec("mnist", "ce_sr", 0.4, profile="smoke").model_dump()
+    spec = RunSpec(**fields | {"epochs": 3})
+    states = []
+    train(
+        spec,
+        few,
+        device="cpu",
+        precision="float32",
+        on_epoch=lambda state: states.append(copy.deepcopy(state)),
+    )
+    return spec, states[0]
 
 
 def leftovers(folder):
-    """Everything under ``folder`` but results, checkpoints and locks."""
-    wanted = (".json", ".pt", ".lock")
+    """Everything under ``folder`` but results and checkpoints."""
+    wanted = (".json", ".pt")
     return [path for path in folder.rglob("*") if path.is_file() and path.suffix not in wanted]
 
 
@@ -92,11 +127,56 @@ def test_float32_is_preferred_and_either_precision_counts(store, small_spec):
     assert store.load(spec, "bf16").final_accuracy == 10.0
 
 
-def test_saving_drops_the_checkpoint(store, small_spec):
+def test_saving_drops_the_checkpoint(store, small_spec, few_state):
     spec = small_spec()
-    store.save_checkpoint(spec, "float32", {"epoch": 1})
+    store.save_checkpoint(spec, "float32", few_state[1])
     store.save(made_result(spec))
     assert store.load_checkpoint(spec, "float32") is None
+
+
+def broken(result, how):
+    """``result`` as it must never be stored."""
+    history = result.history
+    changes = {
+        "a history that is too short": lambda: history["train_loss"].pop(),
+        "a history that is too long": lambda: history["seconds"].append(1.0),
+        "a series that is missing": lambda: history.pop("fitted"),
+        "a series too many": lambda: history.update(extra=[1.0, 2.0]),
+        "an accuracy of 101%": lambda: history["test_accuracy"].append(
+            history["test_accuracy"].pop() + 51
+        ),
+        "a share of 2": lambda: history.update(sparse_rate=[0.5, 2.0]),
+        "no accuracy": lambda: history.update(test_accuracy=[None, 1.0]),
+        "text": lambda: history.update(train_loss=["a", "b"]),
+        "NaN": lambda: history.update(train_loss=[1.0, math.nan]),
+        "no confusion": lambda: result.confusion.clear(),
+        "a confusion that is not square": lambda: result.confusion.pop(),
+        "a confusion of fractions": lambda: result.confusion[0].__setitem__(0, 0.5),
+        "no device": lambda: setattr(result, "device", None),
+        "a rate above 1": lambda: setattr(result, "realised_noise_rate", 1.5),
+        "a precision of its own": lambda: setattr(result, "precision", "fp8"),
+        "a tensor": lambda: setattr(result, "origin", torch.zeros(1)),
+    }
+    if how is not None:
+        changes[how]()
+    return list(changes)
+
+
+BROKEN = broken(RunResult(None, {}, "", "", 1, "", None), None)
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_what_would_be_no_result_is_refused_before_anything_is_dropped(
+    store, small_spec, few_state, how
+):
+    result = made_result(small_spec())
+    broken(result, how)
+    store.save_checkpoint(result.spec, "float32", few_state[1])
+    before = sorted(store.folder.rglob("*"))
+    with pytest.raises(StoreError, match="is not stored, it would be no result"):
+        store.save(result, {}, {"embedding": np.zeros(3)})
+    assert sorted(store.folder.rglob("*")) == before
+    assert store.missing([small_spec()])
 
 
 def test_table_has_one_row_per_run(store, small_spec):
@@ -114,12 +194,6 @@ def test_runs_of_another_protocol_are_left_out(store, small_spec):
     store.save(made_result(small_spec(protocol=99)))
     assert store.runs() == []
     assert store.load(small_spec(protocol=99)) is not None
-
-
-def test_a_history_that_json_cannot_hold_is_refused(store, small_spec):
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        store.save(made_result(small_spec(), accuracy=float("nan")))
-    assert store.missing([small_spec()])
 
 
 # --- details -------------------------------------------------------------------------------------
@@ -197,13 +271,104 @@ def test_a_damaged_result_is_named_and_not_believed(store, small_spec, damage):
         assert "\n" not in str(caught.value)
 
 
-def test_a_history_that_is_too_short_is_refused_even_with_a_right_checksum(store, small_spec):
-    spec = small_spec()
-    result = made_result(spec)
-    result.history["train_loss"].pop()
+@pytest.mark.parametrize("how", [how for how in BROKEN if how not in ("NaN", "a tensor")])
+def test_a_signed_but_senseless_result_is_refused(store, small_spec, how):
+    """As :meth:`Store.save` would not write it, but with the right checksum."""
+    result = made_result(small_spec())
     path = store.save(result)
-    with pytest.raises(StoreError, match="cut short"):
-        store.read(path)
+    broken(result, how)
+    provenance = json.loads(path.read_bytes())["provenance"] | {
+        "device": result.device,
+        "precision": result.precision,
+        "realised_noise_rate": result.realised_noise_rate,
+    }
+    content = {"history": result.history, "confusion": result.confusion, "provenance": provenance}
+    path.write_bytes(signed(path.read_bytes(), **content))
+    for read in (lambda: store.load(small_spec()), store.runs, store.table):
+        with pytest.raises(StoreError, match="delete it and run again"):
+            read()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": "mnist-clean-ce-seed1-00000000"},
+        {"provenance": {}},
+        {"provenance": None},
+        {"details": "none"},
+        {"features": [1.0]},
+        {"spec": {}},
+        {"note": "hello"},
+    ],
+    ids=repr,
+)
+def test_a_signed_result_with_other_fields_is_refused(store, small_spec, changes):
+    path = store.save(made_result(small_spec()))
+    path.write_bytes(signed(path.read_bytes(), **changes))
+    with pytest.raises(StoreError, match="delete it and run again"):
+        store.table()
+
+
+PIECES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+attacked = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@attacked
+@given(data=st.data())
+def test_whatever_a_signed_result_says_it_is_read_whole_or_refused(tmp_path, small_spec, data):
+    """Any part of it, at any depth, taken away or replaced by anything that JSON can hold."""
+    store = Store(tmp_path)
+    path = store.save(made_result(small_spec()))
+    content = json.loads(path.read_bytes())
+    place, key = content, data.draw(st.sampled_from(sorted(set(content) - {"sha256"})))
+    while isinstance(place[key], dict | list) and place[key] and data.draw(st.booleans()):
+        place = place[key]
+        key = data.draw(
+            st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place)))
+        )
+    if data.draw(st.booleans()):
+        del place[key]
+    else:
+        place[key] = data.draw(PIECES)
+    path.write_bytes(signed(json.dumps(content)))
+    try:
+        run = store.read(path)
+    except StoreError:
+        return
+    finally:
+        path.unlink()
+    assert 0 <= run.final_accuracy <= run.best_accuracy <= 100
+    assert all(len(values) == run.spec.epochs for values in run.history.values())
+    assert {"device", "commit", "torch", "seconds"} <= set(run.provenance)
+
+
+@attacked
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
+def test_a_result_with_any_bit_flipped_or_cut_anywhere_is_refused(
+    tmp_path, small_spec, place, bit, cut
+):
+    """But for white space, which the checksum leaves out, since JSON does."""
+    store = Store(tmp_path)
+    run = made_result(small_spec())
+    path = store.save(run)
+    content = bytearray(path.read_bytes())
+    where = int(place * len(content))
+    if cut:
+        del content[where:]
+    else:
+        content[where] ^= 1 << bit
+    path.write_bytes(content)
+    try:
+        assert store.read(path).history == run.history
+        assert not content[where:].strip() or not cut
+    except StoreError:
+        pass
 
 
 @pytest.mark.parametrize("change", ["method", "precision"])
@@ -228,15 +393,104 @@ def test_a_result_that_cannot_be_opened_is_named(store, small_spec):
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut in half", "garbage"])
-def test_a_damaged_checkpoint_is_named(store, small_spec, damage):
-    spec = small_spec()
-    store.save_checkpoint(spec, "float32", {"epoch": 1, "model": {"w": torch.zeros(1000)}})
-    (path,) = store.folder.rglob("*.pt")
-    path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    with pytest.raises(StoreError, match="delete it to train from the start") as caught:
-        store.load_checkpoint(spec, "float32")
+@attacked
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
+def test_a_checkpoint_with_any_bit_flipped_or_cut_anywhere_is_refused(
+    tmp_path, few_state, place, bit, cut
+):
+    store, (spec, state) = Store(tmp_path), few_state
+    path = store.checkpoint(spec, "float32")
+    if not path.exists():
+        store.save_checkpoint(spec, "float32", state)
+    whole = path.read_bytes()
+    content = bytearray(whole)
+    where = int(place * len(content))
+    if cut:
+        del content[where:]
+    else:
+        content[where] ^= 1 << bit
+    path.write_bytes(content)
+    try:
+        with pytest.raises(StoreError, match=r"its checksum is wrong\); delete it to") as caught:
+            store.load_checkpoint(spec, "float32")
+    finally:
+        path.write_bytes(whole)
     assert str(path) in str(caught.value)
+    assert store.load_checkpoint(spec, "float32")["epoch"] == 1
+
+
+@pytest.mark.parametrize("content", [b"", bytes(31), b"<html></html>"])
+def test_a_checkpoint_that_is_none_is_named(store, small_spec, content):
+    path = store.checkpoint(small_spec(), "float32")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="delete it to train from the start") as caught:
+        store.load_checkpoint(small_spec(), "float32")
+    assert str(path) in str(caught.value)
+
+
+STATES = {
+    "epoch 0": {"epoch": 0},
+    "epoch -2": {"epoch": -2},
+    "epoch 99": {"epoch": 99},
+    "epoch 2 of a history of 1": {"epoch": 2},
+    "half an epoch": {"epoch": 0.5},
+    "an epoch of text": {"epoch": "1"},
+    "no history": {"history": {}},
+    "another run's": {"digest": "0" * 64},
+    "another precision's": {"precision": "bf16"},
+    "no confusion": {"confusion": []},
+    "no scheduler": {"scheduler": None},
+    "another scheduler": {"scheduler": {"last_epoch": 2}},
+    "a key too many": {"extra": 1},
+}
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_a_checkpoint_whose_content_cannot_be_is_refused_when_loaded(store, few_state, case):
+    spec, state = few_state
+    store.save_checkpoint(spec, "float32", state | STATES[case])
+    with pytest.raises(StoreError, match=r"is not usable \(.*delete it to train from the start"):
+        store.load_checkpoint(spec, "float32")
+
+
+@pytest.mark.parametrize("key", ["id", "epoch", "history", "models", "optimizer", "made_with"])
+def test_a_checkpoint_without_a_key_is_refused_when_loaded(store, few_state, key):
+    spec, state = few_state
+    store.save_checkpoint(spec, "float32", {k: v for k, v in state.items() if k != key})
+    with pytest.raises(StoreError, match=r"a state is a dict of confusion, digest, epoch"):
+        store.load_checkpoint(spec, "float32")
+
+
+@pytest.mark.parametrize("state", [[], None, 1, {}])
+def test_a_checkpoint_that_is_no_state_is_refused_when_loaded(store, few_state, state):
+    store.save_checkpoint(few_state[0], "float32", state)
+    with pytest.raises(StoreError, match=r"a state is a dict of"):
+        store.load_checkpoint(few_state[0], "float32")
+
+
+@attacked
+@given(
+    name=st.sampled_from(sorted(HISTORY)),
+    values=st.lists(st.floats() | st.none() | st.text(max_size=2) | st.booleans(), max_size=3),
+)
+def test_a_checkpoints_history_is_one_possible_number_an_epoch_or_refused(
+    tmp_path, few_state, name, values
+):
+    store, (spec, state) = Store(tmp_path), few_state
+    state = state | {"history": state["history"] | {name: values}}
+    store.save_checkpoint(spec, "float32", state)
+    try:
+        loaded = store.load_checkpoint(spec, "float32")["history"][name]
+    except StoreError:
+        return
+    (value,) = loaded
+    if value is None:
+        assert name in ("memorised", "corrected", "fitted")
+    else:
+        assert math.isfinite(value)
+        assert name == "train_loss" or value >= 0
+        assert value <= (100 if name in PERCENT else 1 if name in SHARES else math.inf)
 
 
 def test_checkpoints_run_no_code(store, small_spec, tmp_path):
@@ -246,10 +500,8 @@ def test_checkpoints_run_no_code(store, small_spec, tmp_path):
         def __reduce__(self):
             return (Path.touch, (tmp_path / "executed",))
 
-    path = store.folder / ".partial" / f"{small_spec().id}.float32.pt"
-    path.parent.mkdir(parents=True)
-    torch.save({"epoch": Evil()}, path)
-    with pytest.raises(StoreError, match="is not readable"):
+    store.save_checkpoint(small_spec(), "float32", {"epoch": Evil()})
+    with pytest.raises(StoreError, match=r"is not usable \(Weights only load failed"):
         store.load_checkpoint(small_spec(), "float32")
     assert not (tmp_path / "executed").exists()
 
@@ -307,20 +559,20 @@ def test_a_device_that_is_really_full(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a limit on the size of files")
-def test_a_write_cut_off_in_its_middle(store, small_spec):
+def test_a_write_cut_off_in_its_middle(store, few_state):
     """The system takes the first 4 kB of the checkpoint and refuses the rest."""
-    spec = small_spec()
-    store.save_checkpoint(spec, "float32", {"epoch": 1})
+    spec, state = few_state
+    store.save_checkpoint(spec, "float32", state)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
         with pytest.raises(StoreError, match="cannot be written: File too large"):
-            store.save_checkpoint(spec, "float32", {"epoch": 2, "model": torch.zeros(100_000)})
+            store.save_checkpoint(spec, "float32", state | {"id": "the next one"})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
-    assert store.load_checkpoint(spec, "float32") == {"epoch": 1}
+    assert store.load_checkpoint(spec, "float32")["id"] == spec.id
     assert leftovers(store.folder) == []
 
 
@@ -334,9 +586,24 @@ def test_a_write_cut_off_in_its_middle(store, small_spec):
     ids=["save", "save_checkpoint", "locked"],
 )
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, small_spec, write):
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "results").mkdir()
+    for name in ("runs", ".partial"):
+        (tmp_path / "results" / name).write_text("in the way")
     with pytest.raises(StoreError, match=r"cannot be written: (Not a directory|File exists)"):
-        write(Store(tmp_path / "file"), small_spec())
+        write(Store(tmp_path / "results"), small_spec())
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "~nobody-has-this-name/x", "", "a\0b"])
+def test_what_cannot_be_a_folder_is_refused_at_once(name):
+    with pytest.raises(ValueError, match="the results folder cannot be"):
+        Store(name)
+
+
+def test_a_file_is_no_results_folder(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for place in (tmp_path / "file", tmp_path / "file" / "results"):
+        with pytest.raises((ValueError, StoreError), match=r"cannot be"):
+            Store(place).save_checkpoint(make_spec("mnist", "ce"), "float32", {})
 
 
 @pytest.mark.skipif(
@@ -357,6 +624,67 @@ def test_a_read_only_file_system_is_named(store, small_spec, monkeypatch):
     with pytest.raises(StoreError, match="cannot be written: Read-only file system") as caught:
         store.save(made_result(small_spec()))
     assert str(store.path(small_spec(), "float32")) in str(caught.value)
+
+
+# --- what killed processes leave ------------------------------------------------------------------
+
+
+def left_behind(store, spec):
+    """What kills leave, at their worst: both kinds of temporary files, a lock, a checkpoint."""
+    scratch = store.folder / ".partial"
+    scratch.mkdir(parents=True, exist_ok=True)
+    for suffix in ("json.x1.tmp", "pt.x2.tmp", "npz.x3.tmp", "lock", "pt"):
+        (scratch / f"{spec.id}.float32.{suffix}").write_bytes(b"half")
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_what_a_killed_process_left_goes_when_its_run_is_locked(store, small_spec, stored):
+    spec = small_spec()
+    if stored:
+        store.save(made_result(spec))
+    left_behind(store, spec)
+    left_behind(store, small_spec(seed=2))
+    others = len(list((store.folder / ".partial").glob("*seed2*")))
+    with store.locked(spec, "float32"):
+        names = [path.name for path in (store.folder / ".partial").glob(f"{spec.id}*")]
+        assert sorted(names) == sorted(
+            [f"{spec.id}.float32.lock"] + [f"{spec.id}.float32.pt"] * (not stored)
+        )
+    assert len(list((store.folder / ".partial").glob(f"{spec.id}*"))) == (not stored)
+    assert len(list((store.folder / ".partial").glob("*seed2*"))) == others
+
+
+def test_tidying_leaves_nothing_but_what_is_needed(store, small_spec):
+    stored, unfinished, busy = (small_spec(seed=seed) for seed in (1, 2, 3))
+    store.save(made_result(stored))
+    for spec in (stored, unfinished, busy):
+        left_behind(store, spec)
+    foreign = store.folder / ".partial" / "notes.txt"
+    foreign.write_text("mine")
+    with Store(store.folder).locked(busy, "float32"):
+        (store.folder / ".partial" / f"{busy.id}.float32.pt.now.tmp").write_bytes(b"half")
+        store.tidy()
+        left = {path.name for path in (store.folder / ".partial").iterdir()}
+    assert left == {
+        "notes.txt",
+        f"{unfinished.id}.float32.pt",
+        *(f"{busy.id}.float32.{suffix}" for suffix in ("lock", "pt", "pt.now.tmp")),
+    }
+
+
+def test_temporary_files_lie_where_git_does_not_look(store, small_spec, monkeypatch):
+    """A kill inside any write leaves its file in the folder that is not for git."""
+    left = []
+
+    def killed(source, target):
+        left.append(Path(source))
+        os.unlink(source)
+
+    monkeypatch.setattr(os, "replace", killed)
+    store.save_checkpoint(small_spec(), "float32", {})
+    store.save(made_result(small_spec()), {}, {"embedding": np.zeros(3)})
+    assert [path.suffixes[-3] for path in left] == [".pt", ".npz", ".json"]
+    assert {path.parent for path in left} == {store.folder / ".partial"}
 
 
 # --- several processes ---------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Sweeps: what is stored is not trained again, and a killed sweep goes on to the same bits."""
 
+import copy
 import json
 import multiprocessing
 import os
@@ -7,6 +8,7 @@ import random
 import signal
 from dataclasses import replace
 
+import kills
 import pytest
 import torch
 
@@ -61,7 +63,7 @@ def test_a_missing_run_is_trained_stored_and_not_trained_again(store, tiny, tiny
     assert run_one(spec, store, **QUIET) == run
     assert run_one(spec, store, progress=False) == run
     assert run_all([spec, spec], store, **QUIET) == [run, run]
-    assert list((store.folder / ".partial").glob("*.pt")) == []
+    assert list((store.folder / ".partial").iterdir()) == []
 
 
 def test_each_precision_is_a_run_of_its_own(store, tiny, tiny_spec):
@@ -114,10 +116,49 @@ def test_a_damaged_result_or_checkpoint_stops_the_sweep_and_is_named(store, tiny
     with pytest.raises(StoreError, match=path.name):
         run_all([spec], store, **QUIET)
     path.unlink()
-    (store.folder / ".partial").mkdir()
-    (store.folder / ".partial" / f"{spec.id}.float32.pt").write_bytes(b"half")
+    store.checkpoint(spec, "float32").parent.mkdir(exist_ok=True)
+    store.checkpoint(spec, "float32").write_bytes(b"half")
     with pytest.raises(StoreError, match="delete it to train from the start"):
         run_one(spec, store, data=tiny, **QUIET)
+
+
+def test_a_checkpoint_that_does_not_fit_is_named(store, tiny, tiny_spec):
+    """Whole, with the right checksum, of this very run: but of other data, or without a network."""
+    spec, states = tiny_spec(), []
+    train(
+        spec,
+        tiny,
+        device="cpu",
+        precision="float32",
+        on_epoch=lambda state: states.append(copy.deepcopy(state)),
+    )
+    for change, why in (
+        ({"made_with": "other data"}, "was made with other data, and this is"),
+        ({"models": []}, "does not fit"),
+        ({"optimizer": {}}, "does not fit"),
+    ):
+        store.save_checkpoint(spec, "float32", states[0] | change)
+        with pytest.raises(StoreError, match=why) as caught:
+            run_one(spec, store, data=tiny, **QUIET)
+        assert str(store.checkpoint(spec, "float32")) in str(caught.value)
+        assert store.checkpoint(spec, "float32").exists()
+
+
+def test_an_unknown_device_is_refused_though_all_is_stored(store, tiny, tiny_spec):
+    spec = tiny_spec(epochs=1)
+    run_one(spec, store, data=tiny, **QUIET)
+    for device in ("abacus", "meta"):
+        with pytest.raises(ValueError, match=f"device '{device}' cannot be used here"):
+            run_all([spec], store, device=device)
+
+
+def test_what_killed_processes_left_of_stored_runs_goes(store, tiny, tiny_spec):
+    spec = tiny_spec(epochs=1)
+    run_one(spec, store, data=tiny, **QUIET)
+    for suffix in ("lock", "pt", "pt.x.tmp", "json.y.tmp"):
+        (store.folder / ".partial" / f"{spec.id}.float32.{suffix}").write_bytes(b"half")
+    run_all([spec], store, **QUIET)
+    assert list((store.folder / ".partial").iterdir()) == []
 
 
 def test_progress_names_the_run(store, tiny, tiny_spec, capsys):
@@ -192,6 +233,17 @@ def test_killed_ten_times_in_the_middle_then_resumed_same_bits(store, tiny, tiny
     assert numbers(run) == numbers(train(spec, tiny, device="cpu", precision="float32"))
     assert [path.name for path in (store.folder / "runs").iterdir()] == [f"{spec.id}.float32.json"]
     assert json.loads(store.path(spec, "float32").read_bytes())["id"] == spec.id
+
+
+@forks
+def test_a_small_attack_loses_nothing_and_leaves_nothing(tmp_path, monkeypatch):
+    """``python tests/kills.py`` is the whole one: 100 kills and 10 rounds, some minutes."""
+    monkeypatch.setattr(sweep, "load_dataset", sweep.load_dataset)
+    data = kills.tiny()
+    found = kills.killed_one_by_one(6, data, random.Random(0))
+    assert found["kills"] == 6
+    assert found["inside writes"] == 2
+    assert kills.killed_among_others(1, data)["trained to the end"] == 6
 
 
 # --- shared --------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from lnlsr_lib.models import build_model
 from lnlsr_lib.noise import corrupt_labels, symmetric_transition
 from lnlsr_lib.protocol import METHODS, make_spec
 from lnlsr_lib.regularization import sparse_rates
-from lnlsr_lib.trainer import HISTORY, DivergedError, train
+from lnlsr_lib.trainer import HISTORY, DivergedError, StateError, train
 
 CPU = {"device": "cpu", "precision": "float32"}
 gpu = [
@@ -491,11 +491,35 @@ def test_the_state_of_another_run_is_refused(few, small_spec):
 def test_the_state_of_other_data_is_refused(few, small_spec):
     states = []
     train(small_spec(), few, **CPU, on_epoch=lambda state: states.append(copy.deepcopy(state)))
-    with pytest.raises(ValueError, match=r"the state was made with lnlsr .*, and this is lnlsr"):
+    with pytest.raises(StateError, match=r"the state was made with lnlsr .*, and this is lnlsr"):
         train(small_spec(), replace(few, origin="a JPEG copy"), **CPU, state=states[0])
 
 
-@pytest.mark.parametrize("device", ["abacus", "cuda:99", "cpu:x", ""])
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda state: state.update(epoch=0), r"epoch is 0, and should be in \[1, 2\]"),
+        (lambda state: state.update(epoch=3), r"epoch is 3, and should be in \[1, 2\]"),
+        (lambda state: state.update(epoch=True), "epoch is True"),
+        (lambda state: state.pop("models"), "a state is a dict of"),
+        (lambda state: state["history"]["fitted"].append(0.5), "fitted is not a list of 1 numbers"),
+        (lambda state: state["history"].update(zero_rate=[1.5]), r"zero_rate must be in \[0, 1\]"),
+        (lambda state: state["scheduler"].update(last_epoch=2), "not that of epoch 1"),
+        (lambda state: state["confusion"].pop(), "confusion is not K rows of K counts"),
+        (lambda state: state["models"].append(state["models"][0]), "does not fit"),
+        (lambda state: state["models"][0].pop("fc2.weight"), "does not fit"),
+        (lambda state: state["objective"].update(extra=1), "does not fit"),
+    ],
+)
+def test_a_state_that_cannot_be_is_refused(few, small_spec, change, why):
+    states = []
+    train(small_spec(), few, **CPU, on_epoch=lambda state: states.append(copy.deepcopy(state)))
+    change(states[0])
+    with pytest.raises(StateError, match=why):
+        train(small_spec(), few, **CPU, state=states[0])
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:99", "cpu:x", "", "meta"])
 def test_unknown_devices_are_refused(few, small_spec, device):
     with pytest.raises(ValueError, match=f"device '{device}' cannot be used here"):
         train(small_spec("ce"), few, device=device)

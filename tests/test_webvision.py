@@ -259,7 +259,9 @@ def test_a_missing_list_is_named(tmp_path, train, file_list, images):
     assert "'image label'" in message
 
 
-@pytest.mark.parametrize("line", ["", "a.jpg", "a.jpg dog", "a.jpg -1", " 3", "a.jpg 1.5"])
+@pytest.mark.parametrize(
+    "line", ["", "a.jpg", "a.jpg dog", "a.jpg -1", " 3", "a.jpg 1.5", "a " + "9" * 5000]
+)
 def test_a_malformed_list_is_refused(tmp_path, line):
     listed(tmp_path, "val_filelist.txt", [("a.jpg", 0), ("b.jpg", f"1\n{line}")])
     with pytest.raises(DataError, match=r"val_filelist\.txt, line 3 should be 'image label'"):
