@@ -157,10 +157,11 @@ def _svg(figure: Figure, alt: str) -> str:
     content = io.BytesIO()
     with mpl.rc_context({"svg.fonttype": "none"}):
         figure.savefig(content, format="svg", transparent=True, dpi=130, metadata={"Date": None})
-    text = re.sub(r"(?s).*?(<svg.*?)<metadata>.*?</metadata>", r"\1", content.getvalue().decode())
-    text = re.sub(r"\n\s*", "\n", text).replace(INK, "currentColor")
+    text = content.getvalue().decode()
+    box, (_, body) = re.search(r'viewBox="[^"]*"', text), text.split("</metadata>", 1)
+    body = re.sub(r"\n +", "\n", body).replace(INK, "currentColor")
     head = f'<svg class="panel" role="img" aria-label="{html.escape(alt)}"'
-    return re.sub(r'^<svg(?:.|\n)*?( viewBox="[^"]*")(?:.|\n)*?>', rf"{head}\1>", text)
+    return f"{head} {box[0] if box else ''}>{body}"
 
 
 def panels(
