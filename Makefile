@@ -36,24 +36,16 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,cluster,book,test,dev]'
 	touch $@
 
-notebooks: python  ## execute every notebook with papermill, into book/notebooks/
+notebooks: python  ## execute every notebook, and write what the book computes from stored runs
 	+@$(LOCKED) in-notebooks
 
 in-notebooks: $(READY)
-	@mkdir -p book/notebooks
-	@set -e; for notebook in $(NOTEBOOKS); do \
-		echo "$$notebook"; \
-		$(BIN)/python -m papermill --no-progress-bar --log-level ERROR --start-timeout 300 $$notebook book/$$notebook; \
-	done
+	$(BIN)/python book/build.py
 
 book: python  ## regenerate every figure and table, and build the book
 	+@$(LOCKED) in-book
 
 in-book: in-notebooks
-	rm -rf book/_vendor && mkdir -p book/_vendor/notebooks
-	cp $(NOTEBOOKS) book/_vendor/notebooks/
-	$(BIN)/python -c "import shutil; shutil.copytree('results', 'book/_vendor/results', ignore=shutil.ignore_patterns('runs', '.partial'))"
-	$(BIN)/python book/vendor_mathjax.py
 	$(BIN)/python -c "from jupyter_book.cli.main import main; main()" build --all -W -n --keep-going book
 	@echo "The book: book/_build/html/index.html"
 
@@ -73,7 +65,7 @@ lint: setup  ## check style and types
 format: setup  ## mend style, and strip the notebooks' outputs
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
-	$(BIN)/python -m nbstripout $(NOTEBOOKS)
+	$(BIN)/python -m nbstripout --extra-keys metadata.language_info.version $(NOTEBOOKS)
 
 release: python  ## build wheel and source archive into dist/, and check the wheel in a bare environment
 	+@$(LOCKED) in-release
@@ -84,6 +76,6 @@ in-release: $(READY)
 	LNLSR_WHEEL=$$(ls dist/*.whl) $(BIN)/python -m pytest tests/test_release.py
 
 clean:  ## remove what the other targets made, but for results/
-	rm -rf $(VENV) .make.lock book/_build book/notebooks book/_vendor *.egg-info build dist
+	rm -rf $(VENV) .make.lock book/_build book/notebooks book/_vendor book/_generated *.egg-info build dist
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

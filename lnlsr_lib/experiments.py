@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lnlsr_lib.protocol import METHODS, PROFILES, Profile, make_spec
+from lnlsr_lib.protocol import METHODS, Profile, make_spec
 from lnlsr_lib.spec import RunSpec
-from lnlsr_lib.store import Store
 
-__all__ = ["EXPERIMENTS", "Experiment", "best_profile", "experiment_specs"]
+__all__ = ["EXPERIMENTS", "Experiment", "experiment_specs"]
 
 Run = tuple[str, str, dict[str, Any]]  # data set, method, and what else make_spec takes
 
@@ -114,17 +113,20 @@ EXPERIMENTS: dict[str, Experiment] = {
     "fig9": Experiment("Figure 9: test accuracy by epoch, CIFAR-100", _all_curves("cifar100")),
     "fig10": Experiment(
         "Figure 10: features on MNIST, asymmetric noise",
-        _grid(["mnist"], PAIRS, _noise("asymmetric", 0.4)),
+        _grid(["mnist"], PAIRS, _noise("asymmetric", 0.4))
+        + _grid(["mnist"], ("ce", "ce_sr"), _noise("asymmetric", 0.2)),
         details=True,
     ),
     "fig11": Experiment(
         "Figure 11: features on CIFAR-10, symmetric noise",
-        _grid(["cifar10"], PAIRS, _noise("symmetric", 0.4)),
+        _grid(["cifar10"], PAIRS, _noise("symmetric", 0.4))
+        + _grid(["cifar10"], ("ce", "ce_sr"), _noise("symmetric", 0.2)),
         details=True,
     ),
     "fig12": Experiment(
         "Figure 12: features on CIFAR-10, asymmetric noise",
-        _grid(["cifar10"], PAIRS, _noise("asymmetric", 0.4)),
+        _grid(["cifar10"], PAIRS, _noise("asymmetric", 0.4))
+        + _grid(["cifar10"], ("ce", "ce_sr"), _noise("asymmetric", 0.2)),
         details=True,
     ),
     "table1": Experiment(
@@ -217,20 +219,3 @@ def experiment_specs(
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds must be one or more distinct integers, got {list(seeds)}")
     return [spec for seed in seeds for spec in EXPERIMENTS[name].specs(profile, seed)]
-
-
-def best_profile(
-    name: str,
-    store: Store,
-    seeds: Sequence[int] = (1,),
-    precisions: Sequence[str | None] = (None,),
-) -> Profile | None:
-    """The profile with the largest budget whose runs are all stored, or None.
-
-    With ``precisions`` they must be stored in each of these; None is any.
-    """
-    for profile in PROFILES:
-        specs = experiment_specs(name, profile, seeds)
-        if not any(store.missing(specs, choice) for choice in precisions):
-            return profile
-    return None

@@ -1,20 +1,43 @@
-"""What the first cells of every notebook need: checked parameters, and a profile."""
+"""What the notebooks share: checked parameters, the runs to show, the page around a figure."""
 
 from __future__ import annotations
 
-import types
-from collections.abc import Mapping, Sequence
+import ast
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import nan
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from matplotlib.axes import Axes
+
+from lnlsr_lib import plots, report
 from lnlsr_lib.cost import duration, estimate
-from lnlsr_lib.experiments import best_profile, experiment_specs
+from lnlsr_lib.data import DataError, load_dataset
+from lnlsr_lib.device import device_name, resolve_device
+from lnlsr_lib.experiments import EXPERIMENTS, experiment_specs
 from lnlsr_lib.protocol import PROFILES, Profile
-from lnlsr_lib.store import Store
+from lnlsr_lib.report import Cell, Claim, Html
+from lnlsr_lib.spec import RunSpec
+from lnlsr_lib.store import Store, StoredRun
+from lnlsr_lib.sweep import run_all
 
-__all__ = ["check_parameters", "choose_profile"]
+__all__ = ["Page", "check_parameters", "open_page", "seeds_of"]
 
-# Names that IPython puts into every notebook.
-_IPYTHON = {"In", "Out", "exit", "quit", "open", "get_ipython"}
+SMOKE_CELLS = 4  # as many cells of an experiment are trained for a first look
+A100 = 312.0  # peak of the GPU that pages name, TFLOP/s in bf16
+FEATURES = {
+    "knn_accuracy": "test images whose ten nearest neighbours name their class, in points more",
+    "silhouette": "silhouette of the true classes, more",
+}
+SHOWN = {"paper": "", "lite": "What is shown is a reduced budget of ours."}
+SHOWN["smoke"] = (
+    "What is shown is a <b>smoke run</b> of scikit-learn's digits. It shows that the code works, "
+    "and nothing about the paper."
+)
+INJECTED = "# Parameters"  # how papermill's own cell starts
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -22,76 +45,316 @@ def _fits(value: Any, kind: Any) -> bool:
     if get_origin(kind) is list:
         return isinstance(value, list) and all(_fits(item, get_args(kind)[0]) for item in value)
     if isinstance(value, bool):
-        return kind is bool
+        return kind in (bool, object)
     return isinstance(value, (int, float) if kind is float else kind)
 
 
-def check_parameters(namespace: Mapping[str, Any]) -> None:
+def check_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
     """Refuse parameters that a notebook does not have, or of another type than it declares.
 
-    Call it with ``globals()`` right behind the cell tagged ``parameters``: the annotated names
-    there are the parameters. Papermill itself injects any name and any type without a word.
+    Call it with ``globals()`` behind the cell of parameters: the last one executed that holds
+    annotated assignments alone. Papermill puts a cell of its own behind that, with any name and
+    any type. Other names are none of its business, so a notebook may be executed twice.
+
+    Returns:
+        The parameters' values by name.
 
     Raises:
         TypeError: a value is not of its annotated type.
         ValueError: a name is set that is not declared.
     """
-    declared: dict[str, Any] = namespace.get("__annotations__", {})
-    for name, value in namespace.items():
-        hidden = name.startswith("_") or name in _IPYTHON
-        code = isinstance(value, types.ModuleType | types.FunctionType | type)
-        if name not in declared and not hidden and not code:
+    declared: list[str] = []
+    given: list[str] = []
+    for source in namespace["In"]:
+        try:
+            body = ast.parse(source).body
+        except SyntaxError:  # a magic
+            continue
+        if body and all(isinstance(one, ast.AnnAssign) for one in body):
+            declared, given = [ast.unparse(one.target) for one in body], []
+        elif source.startswith(INJECTED):
+            given = [ast.unparse(t) for one in body for t in getattr(one, "targets", ())]
+    for name in given:
+        if name not in declared:
             raise ValueError(f"unknown parameter {name!r}; there are: {', '.join(declared)}")
-    for name, kind in declared.items():
-        if not _fits(namespace[name], kind):
-            wanted = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
-            raise TypeError(
-                f"parameter {name!r} must be {wanted}, got "
-                f"{type(namespace[name]).__name__}: {namespace[name]!r}"
-            )
+    for name in declared:
+        kind, value = namespace["__annotations__"][name], namespace[name]
+        if not _fits(value, kind):
+            wanted = kind.__name__ if type(kind) is type else kind
+            has = f"{type(value).__name__}: {value!r}"
+            raise TypeError(f"parameter {name!r} must be {wanted}, got {has}")
+    return {name: namespace[name] for name in declared}
 
 
-def choose_profile(
-    name: str,
-    profile: str,
-    seeds: Sequence[int],
-    store: Store,
-    precisions: Sequence[str | None] = (None,),
-    device: str = "auto",
-) -> Profile:
-    """The profile to show: the one that is asked for, or the best one whose runs are stored.
-
-    With "auto" and nothing stored it is "smoke", said aloud: hours of training never start unasked.
-
-    Args:
-        name: the experiment, such as "fig3".
-        profile: "auto", "paper", "lite" or "smoke".
-        seeds: those wanted.
-        store: the results.
-        precisions: in which the runs must be stored, each; None or "auto" is any.
-        device: where missing runs would be trained.
+def seeds_of(value: object) -> list[int] | None:
+    """Seeds out of "auto" (None: all that are stored), 1, "1,2", "1-3" or [1, 2].
 
     Raises:
-        ValueError: an unknown experiment or profile.
+        ValueError: anything else.
     """
-    precisions = [None if choice == "auto" else choice for choice in precisions]
-    if profile == "auto":
-        best = best_profile(name, store, seeds, precisions)
-        if best is None:
-            print(
-                f"NOTHING STORED for {name} with seeds {list(seeds)}: this is a SMOKE RUN on "
-                "scikit-learn's digits. It shows that the code works, and nothing about the paper."
-            )
-        return best or "smoke"
-    if profile not in PROFILES:
-        raise ValueError(f"profile must be auto, {', '.join(PROFILES)}, got {profile!r}")
-    specs = experiment_specs(name, profile, seeds)
-    for choice in precisions:
-        missing = store.missing(specs, choice)
-        if missing and profile != "smoke":
-            costs = estimate(missing, device=device, precision=choice or "auto")
-            print(
-                f"{len(missing)} runs of profile {profile} are not stored and will be trained now, "
-                f"in about {duration(sum(cost.total for cost in costs))} on this machine."
-            )
-    return profile
+    if value == "auto":
+        return None
+    text = str(value).strip("[]")
+    first, dash, last = text.partition("-")
+    seeds = list[int]()
+    with contextlib.suppress(ValueError):
+        seeds = [*range(int(first), int(last) + 1)] if dash else [*map(int, text.split(","))]
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(
+            "seeds must be auto, or distinct integers >= 0 as in -p seeds 1-3 or -p seeds 1,2 or "
+            f"-y '{{seeds: [1, 2]}}', got {value!r}"
+        )
+    return seeds
+
+
+@cache
+def _test_labels(dataset: str) -> Any:
+    """True labels of a test set; none where it cannot be had, and then nothing is drawn."""
+    try:
+        return load_dataset(dataset).test_labels.numpy()
+    except DataError as error:
+        print(error)
+        return []
+
+
+@dataclass(frozen=True)
+class Page:
+    """One figure or table: its cells with what is stored of them, and what is shown around it.
+
+    Attributes:
+        name: of the experiment.
+        profile: that of the figure: the best of which anything is stored.
+        cells: at that profile.
+        best: the same cells, each at its best profile.
+        missing: the paper's runs that are not stored, for one seed.
+        store, device: as given.
+    """
+
+    name: str
+    profile: Profile
+    cells: tuple[Cell, ...]
+    best: tuple[Cell, ...]
+    missing: tuple[RunSpec, ...]
+    store: Store
+    device: str
+
+    @property
+    def runs(self) -> list[StoredRun]:
+        """All that are stored of ``cells``."""
+        return [run for cell in self.cells for run in cell.runs]
+
+    def select(self, **wanted: Any) -> list[Cell]:
+        """The cells whose spec, or its SR, has these values; a list stands for any of its values.
+
+        The data set is asked for as in the paper, in a smoke run too.
+        """
+
+        def fits(spec: RunSpec, name: str, value: Any) -> bool:
+            has = getattr(spec if hasattr(spec, name) else spec.sr, name)
+            return bool(has in value if isinstance(value, list | tuple) else has == value)
+
+        specs = EXPERIMENTS[self.name].specs("paper", 0)
+        both = zip(specs, self.cells, strict=True)
+        return [c for spec, c in both if all(fits(spec, *item) for item in wanted.items())]
+
+    def value(self, measure: Callable[[StoredRun], float], **wanted: Any) -> float:
+        """Mean of a number over the seeds of one cell; nan where none is stored.
+
+        Args:
+            measure: a run's number.
+            wanted: see :meth:`select`; of several cells the first.
+        """
+        values = [measure(run) for run in self.select(**wanted)[0].runs]
+        return sum(values) / len(values) if values else nan
+
+    def mean(
+        self,
+        series: str = "test_accuracy",
+        of: Callable[[list[float]], float] = lambda history: history[-1],
+        **wanted: Any,
+    ) -> float:
+        """:meth:`value` of a series of the history, by default its last number."""
+        return self.value(lambda run: of(run.history[series]), **wanted)
+
+    def gains(self, method: str, over: str | Sequence[str], **wanted: Any) -> list[float]:
+        """Final accuracy of a method less that of another, in points, by condition.
+
+        Args:
+            method: such as "ce_sr".
+            over: the other; of several the best.
+            wanted: see :meth:`select`; conditions where a run is missing are left out.
+        """
+        others = [over] if isinstance(over, str) else over
+        found: dict[str, dict[str, float]] = {}
+        for cell in self.select(**wanted):
+            if cell.runs:
+                found.setdefault(cell.name, {})[cell.spec.method] = cell.ours
+        whole = (row for row in found.values() if {method, *others} <= set(row))
+        return [row[method] - max(row[other] for other in others) for row in whole]
+
+    def note(self) -> Html:
+        """What of the paper's own budget is not run, and what it would cost."""
+        if not self.missing:
+            return Html("")
+        here = duration(sum(cost.total for cost in estimate(self.missing, device=self.device)))
+        there = duration(sum(cost.total for cost in estimate(self.missing, tflops=A100)))
+        count, whole = len(self.missing), len(self.cells)
+        what = "The real thing has not been run" if count == whole else "Not all of it has been run"
+        return Html(
+            f'<p class="missing"><b>{what}</b>: {count} of {whole} runs at the paper\'s budget are '
+            f"missing, {here} one after another on this kind of machine "
+            f"({device_name(resolve_device(self.device))}), or roughly {there} on one A100-class "
+            f"GPU. {SHOWN[self.profile]}</p>"
+        )
+
+    def figure(self, draw: plots.Draw, keys: plots.Keys, *, caption: str, **more: Any) -> Html:
+        """Draw it, write its files, and return what the page shows; see :func:`plots.panels`."""
+        number, spec = EXPERIMENTS[self.name].title.partition(":")[0], self.cells[0].spec
+        heading = f"{number}, reduced: profile {spec.profile}, {spec.dataset}, {spec.epochs} epochs"
+        more["heading"] = "" if self.profile == "paper" else heading
+        whole, shown = plots.panels(draw, keys, caption=f"<b>{number}.</b> {caption}", **more)
+        table = plots.curves(self.runs)
+        plots.save_figure(whole, table, self.name, self.store.folder, self.profile)
+        return Html(self.note() + shown + (report.badge(self.runs) if self.runs else ""))
+
+    def embeddings(self, keys: plots.Keys, caption: str, columns: int = 4) -> Html:
+        """:meth:`figure` of t-SNE panels: of each cell that is asked for, its first seed.
+
+        Args:
+            keys: what to :meth:`select`, by the panel's title.
+            caption, columns: of the figure.
+        """
+
+        def draw(axes: Axes, wanted: Mapping[str, Any]) -> None:
+            runs = [run for run in self.select(**wanted)[0].runs if run.details]
+            found: dict[str, Any] = {"embedding": [], "test_labels": []}
+            if runs:
+                found = self.store.details(runs[0])
+                found.setdefault("test_labels", _test_labels(runs[0].spec.dataset))
+            plots.draw_embedding(axes, found["embedding"], found["test_labels"])
+
+        alt = "Test images as points in the colour of their true class, by t-SNE."
+        return self.figure(draw, keys, caption=caption, alt=alt, columns=columns)
+
+    def separation(self, pairs: plots.Keys) -> Html:
+        """Claims on the features themselves: that SR separates the classes better.
+
+        Args:
+            pairs: what to :meth:`select` for the loss alone, by a name for the pair.
+        """
+
+        def gain(number: str, wanted: Mapping[str, Any]) -> float:
+            def measure(run: StoredRun) -> float:
+                return float((run.features or {}).get(number) or nan)
+
+            regularised = {**wanted, "method": f"{wanted['method']}_sr"}
+            return self.value(measure, **regularised) - self.value(measure, **wanted)
+
+        statements = (
+            Claim(f"{name}: further apart with SR", measured, gain(number, wanted), ">", 0, 3)
+            for name, wanted in pairs.items()
+            for number, measured in FEATURES.items()
+        )
+        return self.claims(*statements)
+
+    def beside(self, caption: str, columns: int = 4) -> Html:
+        """:meth:`figure` of all cells: a panel a condition, ours beside the paper's."""
+        keys: dict[str, list[Cell]] = {}
+        for cell in self.best:
+            keys.setdefault(cell.name, []).append(cell)
+        alt = "A row a method: the paper's accuracy as a diamond, every seed of ours as a dot."
+        return self.figure(plots.draw_beside, keys, caption=caption, alt=alt, columns=columns)
+
+    def grids(self) -> Html:
+        """A table for each data set, laid out as in the paper."""
+        parts: dict[str, list[Cell]] = {}
+        for cell in self.best:
+            parts.setdefault(report.DATASETS[cell.spec.dataset], []).append(cell)
+        return Html("".join(f"<h3>{name}</h3>{report.grid(c)}" for name, c in parts.items()))
+
+    def comparison(self) -> Html:
+        """The paper's numbers beside ours, each cell at its best profile."""
+        return report.comparison(self.best)
+
+    def claims(self, *statements: Claim) -> Html:
+        """See :func:`lnlsr_lib.report.claims`."""
+        return report.claims(statements, self.profile)
+
+    def footer(self, *rests_on: Any) -> Html:
+        """How to make the page again, its files, and the functions that it rests on."""
+        stem = self.name if self.profile == "paper" else f"{self.name}-{self.profile}"
+        folder, root, library = self.store.folder / self.name, report.ROOT, Path(__file__).parent
+        endings = ("png", "svg", "pdf", "csv")
+        files = [report.link(folder / f"{stem}.{end}", end.upper()) for end in endings]
+        files.append(report.link(root / "notebooks" / f"{self.name}.ipynb", "notebook"))
+        sources = []
+        for thing in rests_on:
+            file = f"{thing.__module__.rpartition('.')[2]}.py#{thing.__name__}"
+            sources.append(report.link(library / file, thing.__name__))
+        commands = {
+            "this page": f"papermill notebooks/{self.name}.ipynb {self.name}.ipynb",
+            "its runs, at the paper's budget": f"lnlsr run {self.name} --profile paper",
+            "how long that takes here": f"lnlsr estimate {self.name} --profile paper",
+        }
+        rows = {name: f"<code>{command}</code>" for name, command in commands.items()}
+        rows |= {"files": " · ".join(files), "rests on": ", ".join(sources)}
+        rows["the numbers logged"] = report.link(root / "book" / "measures.md", "what each means")
+        return report.table([{"what": name, "how": Html(text)} for name, text in rows.items()])
+
+
+def open_page(name: str, namespace: Mapping[str, Any]) -> Page:
+    """Check a notebook's parameters, and find the runs that it shows.
+
+    With profile "auto" nothing is trained that takes long: the page shows the best profile of which
+    anything is stored; if there is none, a smoke run of the first cells. A profile that is named is
+    trained where it is missing.
+
+    Args:
+        name: one of :data:`lnlsr_lib.experiments.EXPERIMENTS`.
+        namespace: ``globals()`` of the notebook, with profile, seeds, device and precision.
+
+    Raises:
+        TypeError, ValueError: a bad name or parameter.
+    """
+    given = check_parameters(namespace)
+    seeds, device, precision = seeds_of(given["seeds"]), given["device"], given["precision"]
+    wanted, store = given["profile"], Store()
+    experiment_specs(name)  # or it is unknown
+    if wanted not in ("auto", *PROFILES):
+        raise ValueError(f"profile must be auto, {', '.join(PROFILES)}, got {wanted!r}")
+
+    def stored() -> list[StoredRun]:
+        runs = [run for run in store.runs() if precision in ("auto", run.provenance["precision"])]
+        return sorted(runs, key=lambda run: run.provenance["precision"], reverse=True)
+
+    def at(profile: Profile) -> list[Cell]:
+        return report.cells_of(name, runs, [profile])
+
+    runs = stored()
+    profile: Profile = wanted
+    if wanted == "auto":
+        some = [p for p in PROFILES[:-1] if any(cell.runs for cell in at(p))]
+        profile = some[0] if some else "smoke"
+    if profile in ("smoke", wanted):
+        details, todo = EXPERIMENTS[name].details, []
+        for cell in at(profile)[: SMOKE_CELLS if profile == "smoke" else None]:
+            have = {run.spec.seed for run in cell.runs if run.details or not details}
+            lacks = [seed for seed in seeds or [1] if seed not in have]
+            if seeds is not None or not have:
+                todo += [cell.spec.model_copy(update={"seed": seed}) for seed in lacks]
+        run_all(todo, store, device=device, precision=precision, details=details)
+        runs = stored() if todo else runs
+    missing = [cell.spec for cell in at("paper") if not cell.runs]
+    if seeds is not None:
+        runs = [run for run in runs if run.spec.seed in seeds]
+    cells = at(profile)
+    if seeds is not None and profile != "smoke":
+        shown = {run.spec for cell in cells for run in cell.runs}
+        lacking = [spec.id for spec in experiment_specs(name, profile, seeds) if spec not in shown]
+        print(f"Not stored, and not shown: {', '.join(lacking) or 'none'}")
+    best = report.cells_of(name, runs, [profile] if profile == "smoke" else PROFILES[:-1])
+    print(
+        f"{name}: profile {profile}, {sum(bool(cell.runs) for cell in cells)} of {len(cells)} "
+        f"cells are stored; at the paper's budget {len(missing)} are missing"
+    )
+    return Page(name, profile, tuple(cells), tuple(best), tuple(missing), store, device)

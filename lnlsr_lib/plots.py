@@ -1,82 +1,209 @@
-"""One plotting style for all figures, and one way to write them to disk."""
+"""One plotting style for all figures, panels for a page of any width, files for download."""
 
 from __future__ import annotations
 
+import html
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 from lnlsr_lib.protocol import METHODS, method_name
+from lnlsr_lib.report import Cell, Html, agreement
 from lnlsr_lib.store import StoredRun, write_atomically
 
-__all__ = ["curves", "draw_curves", "save_figure", "title", "use_style"]
+__all__ = ["curves", "draw_beside", "draw_curves", "draw_embedding", "panels", "save_figure"]
 
-# A base loss has one colour everywhere, dashed; its version with SR has the same, solid.
-_BASES = [method for method in METHODS if not method.endswith("_sr")]
-_COLOURS = dict(zip(_BASES, sns.color_palette("colorblind", len(_BASES)), strict=True))
+# A base loss has one colour and one marker everywhere, dashed and open; its version with SR has
+# the same, solid and filled. The colours hold on white and on black, and for the colour-blind.
+BASES = [method for method in METHODS if not method.endswith("_sr")]
+MARKERS = "os^DvPXh"
+COLOURS = ["#0077bb", "#d97706", "#009e73", "#cc3311", "#a05ab4", "#8a6d3b", "#7f7f7f", "#33a0d6"]
+STYLES = dict(zip(BASES, zip(COLOURS, MARKERS, strict=True), strict=True))
+OTHER = ("#7f7f7f", ".")
+Draw = Callable[[Axes, Any], object]  # puts the panel of a key on axes
+Keys = Mapping[str, Any]  # what to draw, by the panel's title
+INK = "#161718"  # on a page it becomes the colour of the text there
+PANEL = (3.7, 2.6)  # inches
+INSIDE = (0.145, 0.19, 0.615, 0.69)  # the axes in their panel: left, bottom, width, height
 
 
-def use_style() -> None:
+def _use_style() -> None:
     """Set seaborn's and matplotlib's defaults for this project, in this process."""
     sns.set_theme(context="paper", style="whitegrid", font_scale=1.1)
-    mpl.rcParams.update({"svg.hashsalt": "lnlsr", "figure.dpi": 110, "savefig.dpi": 200})
+    ink: dict[Any, str] = {f"{name}.color": INK for name in ("text", "xtick", "ytick")}
+    mpl.rcParams.update(ink | {"axes.labelcolor": INK, "axes.edgecolor": INK})
+    mpl.rcParams.update({"svg.hashsalt": "lnlsr", "grid.color": "#8a8a8a", "grid.alpha": 0.35})
 
 
 def curves(runs: Sequence[StoredRun]) -> pd.DataFrame:
-    """The histories of ``runs`` in one long table: method, seed, epoch (from 1), each series.
+    """The histories of ``runs`` in one long table: each series by epoch, and whose it is."""
+    tables = []
+    for run in runs:
+        spec, epochs = run.spec, range(1, run.spec.epochs + 1)
+        whose = {name: getattr(spec, name) for name in ("dataset", "condition", "method", "seed")}
+        whose |= {"profile": spec.profile, "precision": run.provenance.get("precision")}
+        tables.append(pd.DataFrame(whose | {"id": spec.id, "epoch": epochs} | run.history))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"id": []})
 
-    Raises:
-        ValueError: two runs of one method and seed, which would be drawn as one.
+
+def draw_curves(axes: Axes, lines: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """Draw lines by epoch, each with its name at its end: the mean over seeds, each seed thinly.
+
+    Args:
+        axes: where to draw; its limits in y should be set.
+        lines: the values of every seed, (S, E), by a method such as "ce_sr", which has its style
+            and its name; or by any other name, for a sweep. Those without seeds are left out; if
+            all are, it is said so.
     """
-    if len({(run.spec.method, run.spec.seed) for run in runs}) != len(runs):
-        raise ValueError("runs must differ in method or seed; draw other conditions apart")
-    tables = [
-        pd.DataFrame(run.history).assign(
-            method=run.spec.method, seed=run.spec.seed, epoch=range(1, run.spec.epochs + 1)
-        )
-        for run in runs
-    ]
-    table = pd.concat(tables, ignore_index=True)
-    first = ["method", "seed", "epoch"]
-    return table[first + [name for name in table if name not in first]]
+    ends = []
+    for i, (name, values) in enumerate(lines.items()):
+        if not len(values):
+            continue
+        base = name.removesuffix("_sr")
+        shade = mpl.colors.to_hex(mpl.colormaps["viridis"](0.85 * i / max(1, len(lines) - 1)))
+        colour, marker = STYLES.get(base, (shade, MARKERS[i % len(MARKERS)]))
+        solid, name = base != name or base not in STYLES, METHODS.get(name, name)
+        seeds = np.asarray(values, dtype=float)  # (S, E); None becomes nan
+        mean, epochs = seeds.mean(axis=0), np.arange(1, seeds.shape[1] + 1)
+        if len(seeds) > 1:
+            axes.plot(epochs, seeds.T, lw=0.6, alpha=0.5, color=colour)
+            axes.plot([epochs[-1]] * len(seeds), seeds[:, -1], "o", ms=2.5, color=colour)
+        form: dict[str, Any] = {"marker": marker, "ms": 4, "markevery": max(1, len(epochs) // 7)}
+        form |= {"ls": "-" if solid else "--", "markerfacecolor": colour if solid else "none"}
+        axes.plot(epochs, mean, color=colour, lw=1.4, label=name, **form)
+        ends.append((mean[-1], epochs[-1], name, colour))
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    if not ends:
+        axes.text(0.5, 0.5, "not run", ha="center", transform=axes.transAxes)
+    _label_ends(axes, sorted(end for end in ends if np.isfinite(end[0])))
 
 
-def draw_curves(axes: Axes, table: pd.DataFrame, series: str) -> None:
-    """Draw one line per method: the mean over seeds by epoch, and its range as a band.
+def _label_ends(axes: Axes, ends: Sequence[tuple[float, int, str, str]]) -> None:
+    """Write each line's name right of its end, none over another; ``ends`` from below."""
+    low, high = axes.get_ylim()
+    gap, at = 0.085 * (high - low), list[float]()
+    for value, *_ in ends:
+        at.append(max(value, at[-1] + gap) if at else value)
+    top = high
+    for i in range(len(at) - 1, -1, -1):
+        at[i] = min(at[i], top)
+        top = at[i] - gap
+    for y, (value, epoch, name, colour) in zip(at, ends, strict=True):
+        arrow = {"arrowstyle": "-", "lw": 0.5, "color": colour, "shrinkA": 1, "shrinkB": 1}
+        look: dict[str, Any] = {"va": "center", "color": colour, "fontsize": "small"}
+        look |= {"xytext": (1.06, y), "textcoords": ("axes fraction", "data")}
+        look |= {"fontweight": "bold", "annotation_clip": False, "arrowprops": arrow}
+        axes.annotate(name, (epoch, value), **look)
+
+
+def draw_beside(axes: Axes, cells: Sequence[Cell]) -> None:
+    """One row a method: the paper's accuracy as a diamond on what agrees with it, our seeds dots.
 
     Args:
         axes: where to draw.
-        table: from :func:`curves`.
-        series: the column to draw, such as "test_accuracy".
+        cells: of one condition.
     """
-    for method, rows in table.groupby("method", sort=False):
-        by_epoch = rows.groupby("epoch")[series]
-        mean = by_epoch.mean()
-        colour = _COLOURS.get(str(method).removesuffix("_sr"), "black")
-        dashes = "-" if str(method).endswith("_sr") else "--"
-        axes.plot(mean.index, mean, dashes, color=colour, label=method_name(str(method)))
-        if rows.seed.nunique() > 1:
-            axes.fill_between(
-                mean.index, by_epoch.min(), by_epoch.max(), color=colour, alpha=0.2, lw=0
+    for y, cell in enumerate(cells):
+        colour, _ = STYLES.get(cell.spec.method.removesuffix("_sr"), OTHER)
+        if cell.paper is not None:
+            axes.errorbar(
+                cell.paper.mean, y, xerr=agreement(cell.paper), fmt="D", color=INK, mfc="none"
             )
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        final = [run.final_accuracy for run in cell.runs]
+        inner = colour if cell.spec.profile == "paper" else "none"
+        axes.plot(final, [y] * len(final), "o", ms=5, color=colour, markerfacecolor=inner)
+    axes.set_yticks(range(len(cells)), [method_name(cell.spec.method) for cell in cells])
+    axes.set(ylim=(len(cells) - 0.4, -0.6), xlabel="test accuracy (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
 
 
-def title(text: str, runs: Sequence[StoredRun]) -> str:
-    """``text``, with the profile named behind it when it is not the paper's own."""
-    spec = runs[0].spec
-    return (
-        text
-        if spec.profile == "paper"
-        else (f"{text} — reduced run: profile {spec.profile}, {spec.dataset}, {spec.epochs} epochs")
+def draw_embedding(axes: Axes, points: ArrayLike, labels: ArrayLike) -> None:
+    """Scatter points in the colour of their true class, and write each class at its median.
+
+    Args:
+        axes: where to draw.
+        points: (N, 2); none at all where nothing is stored, or no labels are at hand.
+        labels: (N,), integers.
+    """
+    axes.set(xticks=[], yticks=[])
+    xy, classes = np.asarray(points, dtype=float).reshape(-1, 2), np.asarray(labels, dtype=int)
+    if len(xy) == 0 or len(xy) != len(classes):
+        axes.text(0.5, 0.5, "not run", ha="center", transform=axes.transAxes)
+        return
+    palette = np.array(sns.color_palette("husl", classes.max() + 1))
+    look: dict[str, Any] = {"linewidths": 0, "alpha": 0.6, "rasterized": True}
+    axes.scatter(xy[:, 0], xy[:, 1], s=2, c=palette[classes], **look)
+    for label in np.unique(classes):
+        x, y = np.median(xy[classes == label], axis=0)
+        box = {"boxstyle": "circle,pad=0.15", "fc": "white", "ec": palette[label]}
+        middle: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": "small"}
+        axes.text(x, y, str(label), color="black", bbox=box, **middle)
+
+
+def _svg(figure: Figure, alt: str) -> str:
+    """The figure as an element of a page, in the colour of the text around it."""
+    content = io.BytesIO()
+    with mpl.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(content, format="svg", transparent=True, dpi=130, metadata={"Date": None})
+    text = content.getvalue().decode()
+    box, (_, body) = re.search(r'viewBox="[^"]*"', text), text.split("</metadata>", 1)
+    body = re.sub(r"\n +", "\n", body).replace(INK, "currentColor")
+    head = f'<svg class="panel" role="img" aria-label="{html.escape(alt)}"'
+    return f"{head} {box[0] if box else ''}>{body}"
+
+
+def panels(
+    draw: Draw, keys: Keys, *, caption: str, alt: str, columns: int = 3, heading: str = ""
+) -> tuple[Figure, Html]:
+    """Draw the panels of a figure twice: in one figure for files, and apart for a page.
+
+    On the page they lie beside one another where there is room, and in the colours of its theme.
+
+    Args:
+        draw: puts a panel on axes: ``draw(axes, key)``.
+        keys: the key of each panel, by its title; one or more.
+        caption: what the figure shows, in sentences; HTML.
+        alt: a sentence for those who do not see it; the panel's title is put before it.
+        columns: of the file.
+        heading: over the file's panels.
+
+    Raises:
+        ValueError: no panels, or a caption or alt text that is no sentence.
+    """
+    for name, text in (("caption", caption), ("alt", alt)):
+        if len(text.split()) < 4 or not text.endswith("."):
+            raise ValueError(f"{name} must be a sentence that says what is seen, got {text!r}")
+    if not keys:
+        raise ValueError("keys must be one or more")
+    _use_style()
+    columns, parts = min(columns, len(keys)), []
+    rows = -(-len(keys) // columns)
+    size = np.array([PANEL[0] * columns, PANEL[1] * rows + 0.35 * bool(heading)])
+    whole = Figure(figsize=tuple(size))
+    for i, (name, key) in enumerate(keys.items()):
+        part = Figure(figsize=PANEL)
+        corner = np.add((i % columns, rows - 1 - i // columns), INSIDE[:2]) * PANEL / size
+        box = (*corner, *(np.multiply(INSIDE[2:], PANEL) / size))
+        for axes in (whole.add_axes(box), part.add_axes(INSIDE)):
+            axes.set_title(name, fontsize="medium")
+            draw(axes, key)
+        parts.append(_svg(part, f"{name}: {alt}"))
+    whole.suptitle(heading, y=1 - 0.12 / size[1])
+    inner = "\n".join(parts)
+    return whole, Html(
+        f'<figure class="panels"><div>{inner}</div><figcaption>{caption}</figcaption></figure>'
     )
 
 
@@ -100,13 +227,10 @@ def save_figure(figure: Figure, table: pd.DataFrame, name: str, folder: Path, pr
         lnlsr_lib.store.StoreError: a file cannot be written.
     """
     stem = folder / name / (name if profile == "paper" else f"{name}-{profile}")
-    for ending, no_date in (
-        ("png", {"Software": None}),
-        ("svg", {"Date": None}),
-        ("pdf", {"CreationDate": None}),
-    ):
+    for ending, undated in (("png", "Software"), ("svg", "Date"), ("pdf", "CreationDate")):
         content = io.BytesIO()
-        figure.savefig(content, format=ending, bbox_inches="tight", metadata=no_date)
+        look: dict[str, Any] = {"bbox_inches": "tight", "dpi": 130, "metadata": {undated: None}}
+        figure.savefig(content, format=ending, **look)
         write_atomically(stem.with_name(f"{stem.name}.{ending}"), content.getvalue())
     write_atomically(stem.with_name(f"{stem.name}.csv"), table.to_csv(index=False).encode())
     return stem

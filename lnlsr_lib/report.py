@@ -1,33 +1,89 @@
-"""The paper's numbers beside ours: comparison, verdicts, badges."""
+"""The paper's numbers beside ours: cells, verdicts, claims and tables, as plain HTML."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import html
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isnan, nan
 from pathlib import Path
 
-import pandas as pd
-
 from lnlsr_lib.cost import SHAPES, duration, images_of
+from lnlsr_lib.experiments import EXPERIMENTS
 from lnlsr_lib.paper import Published, published
-from lnlsr_lib.protocol import make_spec, method_name
+from lnlsr_lib.protocol import PROFILES, Profile, make_spec, method_name
 from lnlsr_lib.spec import RunSpec
-from lnlsr_lib.store import StoredRun
+from lnlsr_lib.store import StoredRun, results_folder
 
-__all__ = [
-    "badge",
-    "claims",
-    "comparison",
-    "downloads",
-    "follows_protocol",
-    "paper_condition",
-    "precisions",
-    "verdict",
-]
+__all__ = ["Cell", "Claim", "Html", "badge", "cells_of", "claims", "comparison", "grid", "table"]
 
+ROOT = Path(__file__).resolve().parent.parent  # of the checkout, for links into it
 # When two accuracies count as the same; all three are ours. Percentage points.
 AGREES_STDS = 2.0
 AGREES_POINTS = 0.5
 NEAR_POINTS = 3.0
+# The epochs behind the paper's numbers of NLNL are these multiples of ours.
+NLNL_SHARE = {"mnist": "a fourteenth", "cifar10": "an eighth", "cifar100": "a tenth"}
+DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+DATASETS |= {"webvision": "WebVision", "digits": "digits"}
+
+
+class Html(str):
+    """Text that is HTML already; a notebook shows it as such."""
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+    def __repr__(self) -> str:
+        return f"<HTML, {len(self)} characters>"
+
+
+def _html(value: object) -> str:
+    """As it is if it is HTML, else escaped; what stands around ± is never parted."""
+    text = value if isinstance(value, Html) else html.escape(str(value))
+    return text.replace(" ± ", "&nbsp;±&nbsp;")
+
+
+def link(path: Path, text: object, title: str = "") -> Html:
+    """A link to a file, which holds where the notebook is executed."""
+    return Html(f'<a href="{os.path.relpath(path)}" title="{html.escape(title)}">{_html(text)}</a>')
+
+
+def run_link(run: StoredRun, text: object) -> Html:
+    """A link to the file of a run; in the book, to its card."""
+    name = f"{run.spec.id}.{run.provenance['precision']}"
+    return link(results_folder() / "runs" / f"{name}.json", text, name)
+
+
+def table(rows: Sequence[Mapping[str, object]], kind: str = "") -> Html:
+    """A table with one header row; what is wider than the page scrolls in its own frame.
+
+    Args:
+        rows: one mapping a row, from header to content; the first column names the row.
+        kind: a class for the style sheet.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not rows:
+        raise ValueError("rows must be one or more")
+    head = "".join(f'<th scope="col">{_html(name)}</th>' for name in rows[0])
+    lines = []
+    for row in rows:
+        first, *rest = map(_html, row.values())
+        lines.append(f'<th scope="row">{first}</th>' + "".join(f"<td>{v}</td>" for v in rest))
+    body = "".join(f"<tr>{line}</tr>\n" for line in lines)
+    return Html(
+        f'<div class="scrolls" tabindex="0"><table class="plain {kind}"><thead><tr>{head}</tr>'
+        f"</thead><tbody>\n{body}</tbody></table></div>"
+    )
+
+
+def agreement(paper: Published) -> float:
+    """How far from the paper's mean "agrees" reaches, in points."""
+    return max(AGREES_STDS * (paper.std or 0.0), AGREES_POINTS)
 
 
 def verdict(ours: float, paper: Published) -> str:
@@ -41,73 +97,153 @@ def verdict(ours: float, paper: Published) -> str:
         paper: what the paper reports.
     """
     gap = abs(ours - paper.mean)
-    if gap <= max(AGREES_STDS * (paper.std or 0.0), AGREES_POINTS):
+    if gap <= agreement(paper):
         return "agrees"
     return "near" if gap <= NEAR_POINTS else "differs"
 
 
-def comparison(runs: Sequence[StoredRun]) -> pd.DataFrame:
-    """One row per condition and method: our final and best accuracy, the paper's, the verdict.
+@dataclass(frozen=True)
+class Cell:
+    """One condition and method: its stored runs, which differ in their seed, and the paper's value.
 
-    Runs that differ in their seed alone are averaged. A run of a reduced profile gets no verdict:
-    its budget is not the paper's.
+    Attributes:
+        spec: of the runs, or of those that are missing; its seed says nothing.
+        runs: one or more of one profile, or none.
+        paper: None where the paper has no number, or the runs are not by its protocol.
+    """
+
+    spec: RunSpec
+    runs: tuple[StoredRun, ...]
+    paper: Published | None
+
+    @property
+    def ours(self) -> float:
+        """Mean accuracy after the last epoch, percent; nan without runs."""
+        return statistics.fmean(run.final_accuracy for run in self.runs) if self.runs else nan
+
+    @property
+    def verdict(self) -> str:
+        """One of: agrees, near, differs; reduced budget, fewer epochs, no verdict, not run."""
+        if not self.runs:
+            return "not run"
+        if self.spec.profile != "paper":
+            return "reduced budget"
+        if self.paper is None:
+            return "no verdict"
+        if self.spec.loss == "nlnl":
+            return "fewer epochs"
+        return verdict(self.ours, self.paper)
+
+    @property
+    def words(self) -> str:
+        """The verdict, and what to know about it."""
+        kind, count = self.verdict, len(self.runs)
+        share = NLNL_SHARE.get(self.spec.dataset)
+        told = {
+            "reduced budget": f"{self.spec.profile}: no verdict",
+            "no verdict": "no verdict: not in the paper, or not its protocol",
+            "fewer epochs": f"no verdict: {share} of the epochs behind the paper's number",
+        }
+        copy = any("copy" in run.provenance["data"] for run in self.runs)
+        said = f"{kind} ({count} run{'s' * (count > 1)}){', on a copy of the data' * copy}"
+        return told.get(kind, said) if self.runs else kind
+
+    def series(self, name: str) -> list[list[float]]:
+        """A series of the history, of every seed."""
+        return [run.history[name] for run in self.runs]
+
+    @property
+    def name(self) -> str:
+        """Data set and condition, such as "MNIST, sym0.8"."""
+        return f"{DATASETS[self.spec.dataset]}, {self.spec.condition}"
+
+
+def cells_of(
+    name: str, runs: Iterable[StoredRun], profiles: Sequence[Profile] = PROFILES
+) -> list[Cell]:
+    """The cells of a figure or table, each with the runs of the first profile that has any.
+
+    Of one seed the first run counts, so where both precisions are to be had, float32 should come
+    first.
 
     Args:
-        runs: stored runs, one or more, all of one profile.
+        name: one of :data:`lnlsr_lib.experiments.EXPERIMENTS`.
+        runs: stored runs; those of other experiments are passed over.
+        profiles: the best first. A cell without runs is of the first.
+    """
+    stored: dict[RunSpec, dict[int, StoredRun]] = {}
+    for run in runs:
+        same = stored.setdefault(run.spec.model_copy(update={"seed": 0}), {})
+        same.setdefault(run.spec.seed, run)
+    cells = []
+    for specs in zip(*(EXPERIMENTS[name].specs(p, 0) for p in profiles), strict=True):
+        spec = next((spec for spec in specs if spec in stored), specs[0])
+        group = stored.get(spec, {})
+        known = spec.profile != "smoke" and follows_protocol(spec)
+        paper = published(spec.dataset, spec.method, *paper_condition(spec)) if known else None
+        cells.append(Cell(spec, tuple(group[seed] for seed in sorted(group)), paper))
+    return cells
+
+
+def comparison(cells: Sequence[Cell]) -> Html:
+    """One row per condition and method: the paper's accuracy, the verdict, ours, every seed.
+
+    Runs of a reduced profile get no verdict: their budget is not the paper's. What is mixed
+    (profiles, precisions) has a column of its own.
 
     Raises:
-        ValueError: no runs, or runs of several profiles.
+        ValueError: no cells.
     """
-    profiles = {run.spec.profile for run in runs}
-    if len(profiles) != 1:
-        raise ValueError(f"runs must be of one profile, got {sorted(profiles) or 'none'}")
-    groups: dict[RunSpec, list[StoredRun]] = {}
-    for run in runs:
-        groups.setdefault(run.spec.model_copy(update={"seed": 0}), []).append(run)
+    several = len({cell.name for cell in cells}) > 1
+    mixed = len({run.provenance["precision"] for cell in cells for run in cell.runs}) > 1
     rows: list[dict[str, object]] = []
-    for spec, group in groups.items():
-        final = pd.Series([run.final_accuracy for run in group])
-        best = pd.Series([run.best_accuracy for run in group])
-        paper = published(spec.dataset, spec.method, *paper_condition(spec))
-        if spec.profile != "paper":
-            said = "reduced run: no verdict"
-        elif not follows_protocol(spec):
-            said, paper = "not the paper's protocol", None
-        else:
-            said = "not in the paper" if paper is None else verdict(float(final.mean()), paper)
-            if any("copy" in run.provenance["data"] for run in group):
-                said += ", on a copy of the data"
-        rows.append(
-            {
-                "method": method_name(spec.method),
-                "condition": spec.condition,
-                "seeds": len(group),
-                "ours, last epoch": _mean_std(final),
-                "ours, best epoch": _mean_std(best),
-                "paper": "" if paper is None else str(paper),
-                "verdict": said,
-            }
-        )
-    if len({row["condition"] for row in rows}) == 1:
-        for row in rows:
-            del row["condition"]
-    return _by_method(rows)
+    for cell in cells:
+        name = method_name(cell.spec.method)
+        row: dict[str, object] = {
+            "method": f"{name}, {cell.spec.condition}" if several else name,
+            "paper": cell.paper or "-",
+            "verdict": mark(cell.verdict, cell.words),
+            "ours, last epoch": ours(cell),
+            "ours, best epoch": _mean_std([run.best_accuracy for run in cell.runs]),
+            "each seed": Html(
+                ", ".join(run_link(run, f"{run.final_accuracy:.2f}") for run in cell.runs)
+            ),
+        }
+        if mixed:
+            row["precision"] = ", ".join(sorted({r.provenance["precision"] for r in cell.runs}))
+        rows.append(row)
+    return table(rows)
+
+
+def mark(kind: str, text: object, title: str = "") -> Html:
+    """``text`` with the colour of a verdict."""
+    kind = kind.replace(" ", "-")
+    return Html(f'<span class="verdict {kind}" title="{html.escape(title)}">{_html(text)}</span>')
+
+
+def ours(cell: Cell) -> object:
+    """The mean, which leads to the first run; the others have their own links."""
+    text = _mean_std([run.final_accuracy for run in cell.runs])
+    return run_link(cell.runs[0], text) if cell.runs else text
+
+
+def grid(cells: Sequence[Cell]) -> Html:
+    """The paper's own layout: a row a method, a column a condition; ours above the paper's."""
+    wide: dict[str, dict[str, object]] = {}
+    for cell in cells:
+        row = wide.setdefault(cell.spec.method, {"method": method_name(cell.spec.method)})
+        budget = f" <small>{cell.spec.profile}</small>" * (cell.verdict == "reduced budget")
+        paper = f"<br><small>paper {_html(cell.paper or '-')}</small>"
+        ours_marked = mark(cell.verdict, ours(cell), cell.words)
+        row[cell.spec.condition] = Html(ours_marked + budget + paper)
+    return table(list(wide.values()), "grid")
 
 
 def follows_protocol(spec: RunSpec) -> bool:
     """Whether this is a run of the paper's own: no swept parameter, no variant of the code's."""
-    protocol = make_spec(
-        spec.dataset,
-        spec.method,
-        spec.noise_rate,
-        noise=spec.noise,
-        imbalance=spec.imbalance,
-        imbalance_ratio=spec.imbalance_ratio,
-        human_labels=spec.human_labels,
-        transition=spec.transition,
-        profile=spec.profile,
-        seed=spec.seed,
-    )
+    fields = {"noise", "noise_rate", "imbalance", "imbalance_ratio", "human_labels", "transition"}
+    given = spec.model_dump(include=fields | {"profile", "seed"})
+    protocol = make_spec(spec.dataset, spec.method, **given)
     return spec == protocol and not (spec.imbalance and spec.noise != "clean")
 
 
@@ -120,19 +256,75 @@ def paper_condition(spec: RunSpec) -> tuple[str, float]:
     return spec.noise, spec.noise_rate
 
 
-def _by_method(rows: list[dict[str, object]]) -> pd.DataFrame:
-    """A table with one row a method; "method" heads the column of row names."""
-    return pd.DataFrame(rows).set_index("method").rename_axis(index=None, columns="method")
+def _mean_std(values: Sequence[float]) -> str:
+    """Such as 98.06, or 98.06 ± 0.86 (sample deviation) over several seeds; a dash for none."""
+    if not values:
+        return "-"
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread}"
 
 
-def _mean_std(values: pd.Series) -> str:
-    """Such as 98.06, or 98.06 ± 0.86 (sample deviation) over several seeds."""
-    spread = f" ± {values.std():.2f}" if len(values) > 1 else ""
-    return f"{values.mean():.2f}{spread}"
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper as a number and a threshold.
+
+    Attributes:
+        claim: what is said.
+        measured: how it is measured here.
+        value: ours; nan where a run that it needs is missing.
+        sign: ">" or "<", between value and threshold.
+        threshold: where the claim stops to hold; ours where the paper gives none.
+        digits: behind the point.
+    """
+
+    claim: str
+    measured: str
+    value: float
+    sign: str
+    threshold: float
+    digits: int = 2
+
+    def __post_init__(self) -> None:
+        if self.sign not in "<>":
+            raise ValueError(f"sign must be < or >, got {self.sign!r}")
+
+    @property
+    def holds(self) -> bool | None:
+        """None where it cannot be said."""
+        gap = self.value - self.threshold
+        return None if isnan(gap) else gap > 0 if self.sign == ">" else gap < 0
 
 
-def badge(runs: Sequence[StoredRun]) -> str:
-    """What stands behind a figure, in one line of Markdown: profile, seeds, device, time, code.
+def claims(statements: Sequence[Claim], profile: str) -> Html:
+    """One row a claim: how it is measured, our value, the threshold, whether it holds.
+
+    Args:
+        statements: one or more.
+        profile: of the runs; lite is named beside each outcome, and smoke tests nothing.
+    """
+    rows: list[dict[str, object]] = []
+    for one in statements:
+        holds = None if profile == "smoke" else one.holds
+        kind, said = {
+            True: ("agrees", "holds"),
+            False: ("differs", "does not hold"),
+            None: ("not run", "not tested"),
+        }[holds]
+        budget = f", at {profile} budget" * (profile != "paper" and holds is not None)
+        rows.append(
+            {
+                "claim": one.claim,
+                "outcome": mark(kind, said + budget),
+                "ours": "-" if isnan(one.value) else f"{one.value:.{one.digits}f}",
+                "holds if": f"{one.sign} {one.threshold:g}",
+                "how it is measured": one.measured,
+            }
+        )
+    return table(rows, "claims")
+
+
+def badge(runs: Sequence[StoredRun]) -> Html:
+    """What stands behind a figure, in one line: profile, seeds, device, time, code.
 
     Args:
         runs: the stored runs that the figure shows, one or more.
@@ -140,82 +332,19 @@ def badge(runs: Sequence[StoredRun]) -> str:
     if not runs:
         raise ValueError("runs must be one or more")
 
-    def each(values: Sequence[object]) -> str:
-        return ", ".join(sorted({str(value) for value in values}))
+    def each(values: Iterable[object]) -> str:
+        return html.escape(", ".join(sorted({str(value) for value in values})))
 
-    seconds = sum(run.provenance["seconds"] for run in runs)
-    commits = [
-        (run.provenance["commit"] or "no commit")[:8] + "+" * bool(run.provenance["modified"])
-        for run in runs
-    ]
-    sizes = [
-        "all" if images_of(run.spec) == SHAPES[run.spec.dataset][0] else images_of(run.spec)
-        for run in runs
-    ]
-    return (
-        f"**Profile {each([run.spec.profile for run in runs])}** · "
-        f"data: {each([run.provenance['data'] for run in runs])}, "
-        f"{each(sizes)} training images · {each([run.spec.epochs for run in runs])} epochs · "
-        f"seed {each([run.spec.seed for run in runs])} · "
-        f"{each([run.provenance['device'] for run in runs])}, "
-        f"{each([run.provenance['threads'] for run in runs])} thread(s), "
-        f"{each([run.provenance['precision'] for run in runs])} · "
-        f"{len(runs)} runs in {duration(seconds)} · "
-        f"torch {each([run.provenance['torch'] for run in runs])} · commit {each(commits)} · "
-        f"protocol {each([run.spec.protocol for run in runs])}"
+    def fact(name: str) -> str:
+        return each(run.provenance[name] for run in runs)
+
+    specs, time = [run.spec for run in runs], sum(run.provenance["seconds"] for run in runs)
+    sizes = ["all" if images_of(s) == SHAPES[s.dataset][0] else images_of(s) for s in specs]
+    code = [f"{r.provenance['commit']}"[:8] + "+" * bool(r.provenance["modified"]) for r in runs]
+    return Html(
+        f'<p class="badge-line"><b>Profile {each(s.profile for s in specs)}</b> · data: '
+        f"{fact('data')}, {each(sizes)} training images · {each(s.epochs for s in specs)} epochs · "
+        f"seed {each(s.seed for s in specs)} · {fact('device')}, {fact('threads')} thread(s), "
+        f"{fact('precision')} · {len(runs)} runs in {duration(time)} · torch {fact('torch')} · "
+        f"commit {each(code)} · protocol {each(s.protocol for s in specs)}</p>"
     )
-
-
-def claims(
-    statements: Sequence[tuple[str, bool]], profile: str, heading: str = "The paper's claims"
-) -> str:
-    """The paper's claims, each with whether our runs bear it out, as a Markdown list.
-
-    Args:
-        statements: (claim, whether it holds in our runs).
-        profile: of the runs; a reduced one is named, since its budget is not the paper's.
-        heading: what they are, where the paper does not make them.
-    """
-    scope = "" if profile == "paper" else f" (profile {profile}: not the paper's budget)"
-    lines = [f"- {'holds' if holds else '**does not hold**'}: {text}" for text, holds in statements]
-    return f"**{heading}, in our runs{scope}:**\n\n" + "\n".join(lines)
-
-
-def downloads(stem: Path, notebook: str) -> str:
-    """Markdown links to a figure's files and to its notebook, relative to the notebook.
-
-    Args:
-        stem: path of the figure without its ending, from :func:`lnlsr_lib.plots.save_figure`.
-        notebook: file name of the notebook.
-    """
-    links = [
-        f"[{ending.upper()}](../results/{stem.parent.name}/{stem.name}.{ending})"
-        for ending in ("png", "svg", "pdf", "csv")
-    ]
-    return f"Download: {' · '.join(links)} · [notebook]({notebook})"
-
-
-def precisions(runs: Mapping[str, Sequence[StoredRun]]) -> pd.DataFrame:
-    """Final accuracy in float32 and in bf16, side by side, one row per method and seed.
-
-    Args:
-        runs: stored runs by precision, the same specs in the same order under each.
-
-    Raises:
-        ValueError: the specs differ.
-    """
-    specs = [[run.spec for run in group] for group in runs.values()]
-    if any(other != specs[0] for other in specs[1:]):
-        raise ValueError("every precision must have runs of the same specs, in the same order")
-    rows: list[dict[str, object]] = []
-    for i, spec in enumerate(specs[0]):
-        row: dict[str, object] = {
-            "method": method_name(spec.method),
-            "seed": str(spec.seed),
-            "profile": spec.profile,
-        }
-        for name, group in runs.items():
-            row[f"{name}, last epoch"] = f"{group[i].final_accuracy:.2f}"
-            row[f"{name}, time"] = duration(group[i].provenance["seconds"])
-        rows.append(row)
-    return _by_method(rows)

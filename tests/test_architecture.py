@@ -17,7 +17,9 @@ FLOORS = [
     ["trainer"],
     ["store", "cost"],
     ["sweep", "experiments"],
-    ["report", "plots", "notebook"],
+    ["report"],
+    ["plots"],
+    ["notebook"],
     ["cli"],
     ["__main__"],
 ]

@@ -1,25 +1,41 @@
-import math
+from math import isnan
 
 import pytest
 
 from lnlsr_lib import notebook
 from lnlsr_lib.experiments import experiment_specs
+from lnlsr_lib.regularization import lp_norm
+from lnlsr_lib.report import Claim
 from lnlsr_lib.store import Store
+from lnlsr_lib.trainer import HISTORY, RunResult
 
-DECLARED = {"profile": str, "seeds": list[int], "epochs": int, "rate": float, "loud": bool}
-GOOD = {"profile": "auto", "seeds": [1, 2], "epochs": 3, "rate": 0.5, "loud": False}
+PARAMETERS = """\
+profile: str = "auto"  # budget
+seeds: object = "auto"  # which
+device: str = "cpu"  # where
+precision: str = "auto"  # how
+rate: float = 0.5  # of noise
+loud: bool = False  # or not
+"""
+KINDS = {"profile": str, "seeds": object, "device": str, "precision": str}
+KINDS |= {"rate": float, "loud": bool}
+VALUES = {"profile": "auto", "seeds": "auto", "device": "cpu", "precision": "auto"}
+VALUES |= {"rate": 0.5, "loud": False}
 
 
-def namespace(**changes):
-    """What a notebook's globals look like behind its parameters and imports."""
-    ipython = {"In": [""], "Out": {}, "_": "", "_i1": "x", "exit": object(), "quit": object()}
-    code = {"math": math, "Store": Store, "choose": notebook.choose_profile}
-    return {"__annotations__": DECLARED, **ipython, **code, **GOOD, **changes}
+def namespace(*cells, **injected):
+    """A notebook's globals behind its parameters, and behind what papermill puts there."""
+    sources = ["", *cells, "%matplotlib inline", PARAMETERS]
+    if injected:
+        lines = [f"{name} = {value!r}" for name, value in injected.items()]
+        sources.append("\n".join(["# Parameters", *lines]))
+    sources.append("from lnlsr_lib import notebook")
+    return {"In": sources, "__annotations__": KINDS, "Store": Store, **VALUES, **injected}
 
 
 def test_declared_parameters_of_the_right_type_pass():
-    notebook.check_parameters(namespace())
-    notebook.check_parameters(namespace(rate=1, seeds=[]))
+    assert notebook.check_parameters(namespace()) == VALUES
+    assert notebook.check_parameters(namespace(rate=1, seeds=[1, 2]))["seeds"] == [1, 2]
 
 
 @pytest.mark.parametrize("value", [1, "smoke", [1], None, {"a": 1}])
@@ -32,12 +48,8 @@ def test_an_unknown_parameter_is_refused_by_name(value):
     ("name", "value", "wanted"),
     [
         ("profile", 3, "must be str, got int: 3"),
-        ("seeds", 1, r"must be list\[int\], got int: 1"),
-        ("seeds", ["1"], r"must be list\[int\], got list"),
-        ("seeds", [True], r"must be list\[int\]"),
-        ("epochs", 2.5, "must be int, got float"),
-        ("epochs", True, "must be int, got bool"),
         ("rate", "0.5", "must be float, got str"),
+        ("rate", True, "must be float, got bool"),
         ("loud", 1, "must be bool, got int"),
     ],
 )
@@ -46,40 +58,180 @@ def test_a_parameter_of_the_wrong_type_is_refused(name, value, wanted):
         notebook.check_parameters(namespace(**{name: value}))
 
 
-def occupy(store, specs, precision="float32"):
-    """Put a file where each run's result would lie."""
+def test_a_notebook_may_be_executed_twice_in_one_kernel_and_with_a_users_own_names():
+    """What earlier cells, a start-up file or another notebook left there is no parameter."""
+    mine = namespace("mine = 1\ntotal: int = 0\nprint(mine)", "# Parameters\nprofil = 1")
+    assert notebook.check_parameters(mine | {"mine": 1, "table": [1]}) == VALUES
+    twice = namespace(PARAMETERS, "# Parameters\nold = 1", "old = 1")
+    assert notebook.check_parameters(twice | {"old": 1}) == VALUES
+
+
+@pytest.mark.parametrize(
+    ("value", "seeds"),
+    [
+        *(("auto", None), (1, [1]), ("1", [1]), ("1,3", [1, 3]), ("1-3", [1, 2, 3])),
+        ([2, 1], [2, 1]),
+        ("[1,2]", [1, 2]),
+    ],
+)
+def test_seeds_are_read(value, seeds):
+    assert notebook.seeds_of(value) == seeds
+
+
+@pytest.mark.parametrize(
+    "value", ["all", "3-1", "1,1", [], [1, 1], [-1], ["1"], [True], 1.5, None, "1-"]
+)
+def test_other_seeds_are_refused_and_the_right_form_is_named(value):
+    with pytest.raises(ValueError, match=r"seeds must be auto.*-p seeds 1-3.*-y"):
+        notebook.seeds_of(value)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("LNLSR_RESULTS", str(tmp_path))
+    monkeypatch.setattr(notebook, "estimate", lambda specs, **_: [])
+    return Store()
+
+
+def put(store, specs, precision="float32", accuracy=50.0):
     for spec in specs:
-        path = store.path(spec, precision)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        history = {name: [accuracy] * spec.epochs for name in HISTORY}
+        store.save(RunResult(spec, history, "cpu", precision, 1, "made up", 0.8, [[1]]))
 
 
-def test_auto_takes_the_best_profile_that_is_stored_whole(tmp_path, capsys):
-    store = Store(tmp_path)
-    assert notebook.choose_profile("fig3", "auto", [1], store) == "smoke"
-    assert "NOTHING STORED" in capsys.readouterr().out
-    occupy(store, experiment_specs("fig3", "lite"))
-    assert notebook.choose_profile("fig3", "auto", [1], store) == "lite"
-    occupy(store, experiment_specs("fig3", "paper")[:-1])
-    assert notebook.choose_profile("fig3", "auto", [1], store) == "lite"
-    occupy(store, experiment_specs("fig3", "paper"))
-    assert notebook.choose_profile("fig3", "auto", [1], store) == "paper"
-    assert notebook.choose_profile("fig3", "auto", [1, 2], store) == "smoke"
+def refuse(*_, **__):
+    raise AssertionError("nothing may be trained")
 
 
-def test_auto_can_ask_for_both_precisions(tmp_path):
-    store, both = Store(tmp_path), ("float32", "bf16")
-    occupy(store, experiment_specs("precision", "lite"))
-    assert notebook.choose_profile("precision", "auto", [1], store, both) == "smoke"
-    occupy(store, experiment_specs("precision", "lite"), "bf16")
-    assert notebook.choose_profile("precision", "auto", [1], store, both) == "lite"
+@pytest.fixture
+def idle(monkeypatch):
+    """Trains nothing."""
+    monkeypatch.setattr(notebook, "run_all", lambda specs, *_, **__: [] if not specs else refuse())
 
 
-def test_a_named_profile_is_taken_and_says_what_it_will_train(tmp_path, capsys):
-    assert notebook.choose_profile("fig3", "lite", [1, 2], Store(tmp_path)) == "lite"
-    assert "12 runs of profile lite are not stored" in capsys.readouterr().out
+@pytest.mark.usefixtures("idle")
+def test_auto_takes_the_best_profile_of_which_anything_is_stored(store, capsys):
+    put(store, experiment_specs("fig3", "lite"))
+    page = notebook.open_page("fig3", namespace())
+    assert (page.profile, len(page.runs), len(page.missing)) == ("lite", 6, 6)
+    put(store, experiment_specs("fig3", "paper")[:1])
+    page = notebook.open_page("fig3", namespace())
+    assert (page.profile, len(page.runs), len(page.missing)) == ("paper", 1, 5)
+    assert [cell.spec.profile for cell in page.best] == ["paper", *["lite"] * 5]
+    assert "1 of 6 cells are stored; at the paper's budget 5 are missing" in capsys.readouterr().out
 
 
-def test_an_unknown_profile_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="profile must be auto, paper, lite, smoke, got 'full'"):
-        notebook.choose_profile("fig3", "full", [1], Store(tmp_path))
+@pytest.mark.usefixtures("idle")
+def test_all_seeds_are_shown_or_those_that_are_asked_for(store, capsys):
+    put(store, experiment_specs("fig3", "paper", [1]))
+    put(store, experiment_specs("fig3", "paper", [3])[:2])
+    page = notebook.open_page("fig3", namespace())
+    assert [[run.spec.seed for run in cell.runs] for cell in page.cells[:3]] == [
+        [1, 3],
+        [1, 3],
+        [1],
+    ]
+    page = notebook.open_page("fig3", namespace(seeds="1,2"))
+    assert {run.spec.seed for run in page.runs} == {1}
+    assert page.profile == "paper"
+    printed = capsys.readouterr().out
+    for spec in experiment_specs("fig3", "paper", [2]):
+        assert spec.id in printed
+
+
+@pytest.mark.usefixtures("idle")
+def test_a_precision_can_be_asked_for_and_float32_comes_first(store):
+    specs = experiment_specs("fig3", "paper")
+    put(store, specs[:2], "bf16", accuracy=10.0)
+    put(store, specs[:1], "float32", accuracy=20.0)
+    page = notebook.open_page("fig3", namespace())
+    assert [cell.ours for cell in page.cells[:2]] == [20.0, 10.0]
+    page = notebook.open_page("fig3", namespace(precision="bf16"))
+    assert [cell.ours for cell in page.cells[:2]] == [10.0, 10.0]
+
+
+def test_a_named_profile_trains_what_is_missing_and_smoke_no_more_than_a_few_cells(
+    store, monkeypatch
+):
+    trained = []
+
+    def run_all(specs, *_, **__):
+        trained.extend(specs)
+        put(store, specs)
+
+    monkeypatch.setattr(notebook, "run_all", run_all)
+    put(store, experiment_specs("precision", "lite")[:1])
+    page = notebook.open_page("precision", namespace(profile="lite", seeds=[1, 2]))
+    assert {(spec.profile, spec.seed) for spec in trained} == {("lite", 1), ("lite", 2)}
+    assert (len(trained), len(page.runs)) == (3, 4)
+    trained.clear()
+    page = notebook.open_page("fig8", namespace())
+    assert page.profile == "smoke"
+    assert len(trained) == len(page.runs) == notebook.SMOKE_CELLS
+    assert "smoke run" in page.note()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("fig3", {"profile": "full"}, "profile must be auto, paper, lite, smoke, got 'full'"),
+        ("fig99", {}, "unknown experiment 'fig99'"),
+        ("fig3", {"seeds": "all"}, "seeds must be auto"),
+    ],
+)
+def test_bad_parameters_are_refused(store, name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        notebook.open_page(name, namespace(**changes))
+
+
+@pytest.fixture
+def page(store, idle):
+    for i, spec in enumerate(experiment_specs("table1")[:9]):  # MNIST, clean: every method
+        put(store, [spec], accuracy=90.0 + i)
+    return notebook.open_page("table1", namespace())
+
+
+def test_cells_are_selected_by_what_the_paper_varies(page):
+    assert len(page.select(dataset="mnist", noise="clean")) == 9
+    assert len(page.select(method=["ce", "ce_sr"], noise_rate=0.8)) == 6
+    assert page.mean(dataset="mnist", method="ce", noise="clean") == 90.0
+    assert isnan(page.mean(dataset="cifar10", method="ce"))
+
+
+def test_gains_are_by_condition_and_leave_out_what_is_not_run(page):
+    names = [cell.spec.method for cell in page.select(dataset="mnist", noise="clean")]
+    ahead = names.index("ce_sr") - names.index("ce")
+    assert page.gains("ce_sr", "ce") == [ahead]
+    assert page.gains("gce_sr", ["ce", "fl_sr"]) == [1]
+    assert page.gains("ce_sr", "ce", noise="symmetric") == []
+
+
+def test_a_page_names_what_is_missing_and_leads_to_its_files_and_functions(page, store):
+    assert "126 of 135 runs at the paper's budget are missing" in page.note()
+    shown = page.beside("Every accuracy of the table and ours.")
+    assert shown.count("<svg") == 15
+    assert "<b>Table 1.</b>" in shown
+    files = {path.name for path in (store.folder / "table1").iterdir()}
+    assert files == {f"table1.{ending}" for ending in ("png", "svg", "pdf", "csv")}
+    footer = page.footer(lp_norm)
+    assert "table1.csv" in footer
+    assert "regularization.py#lp_norm" in footer
+    assert "lnlsr run table1 --profile paper" in footer
+    assert page.grids().count("<h3>") == 3
+    assert "not tested" in page.claims(Claim("a", "b", float("nan"), ">", 0))
+    assert page.comparison().count("<tr>") == 136
+
+
+@pytest.mark.usefixtures("idle")
+def test_features_are_compared_with_sr_and_without(store):
+    for spec in experiment_specs("fig1", "paper")[:2]:
+        history = {name: [1.0] * spec.epochs for name in HISTORY}
+        features = {"knn_accuracy": 90.0 + 5 * bool(spec.sr), "silhouette": 0.5}
+        result = RunResult(spec, history, "cpu", "float32", 1, "made up", 0.8, [[1]])
+        store.save(result, features)
+    page = notebook.open_page("fig1", namespace())
+    text = page.separation({"FL": {"method": "fl"}, "GCE": {"method": "gce"}})
+    assert text.count("<td>5.000</td>") == 1
+    assert text.count(">not tested<") == 2
+    shown = page.embeddings({"FL": {"method": "fl"}}, "The test images of MNIST by features.")
+    assert "not run" in shown

@@ -1,4 +1,7 @@
+import re
+
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -6,61 +9,139 @@ mpl.use("agg")
 
 from matplotlib.figure import Figure
 
-from lnlsr_lib import plots
+from lnlsr_lib import plots, report
 from lnlsr_lib.protocol import make_spec
 from lnlsr_lib.store import StoredRun
+
+SENTENCES = {"caption": "Two lines that rise and fall.", "alt": "Two lines by epoch, both rising."}
 
 
 def stored(method, seed=1, profile="smoke", accuracy=(10.0, 20.0, 30.0)):
     spec = make_spec("mnist", method, 0.8, profile=profile, seed=seed)
-    return StoredRun(spec, {"test_accuracy": list(accuracy), "sparse_rate": [0.1, 0.2, 0.3]}, {})
+    history = {"test_accuracy": list(accuracy), "sparse_rate": [0.1, 0.2, 0.3]}
+    return StoredRun(spec, history, {"precision": "float32"}, [[1]])
 
 
-def test_curves_are_one_long_table():
+def axes():
+    panel = Figure().subplots()
+    panel.set_ylim(0, 100)
+    return panel
+
+
+def test_curves_are_one_long_table_that_names_each_run():
     table = plots.curves([stored("ce"), stored("ce_sr", seed=2)])
-    assert list(table.columns) == ["method", "seed", "epoch", "test_accuracy", "sparse_rate"]
     assert list(table.epoch) == [1, 2, 3, 1, 2, 3]
     assert list(table.method.unique()) == ["ce", "ce_sr"]
     assert set(table[table.method == "ce_sr"].seed) == {2}
+    assert set(table.id) == {stored("ce").spec.id, stored("ce_sr", seed=2).spec.id}
+    assert {"precision", "profile", "test_accuracy", "sparse_rate"} <= set(table)
+    assert plots.curves([]).empty
 
 
-def test_two_conditions_are_not_drawn_as_one_line():
-    with pytest.raises(ValueError, match="must differ in method or seed"):
-        plots.curves([stored("ce"), stored("ce", accuracy=(1.0, 2.0, 3.0))])
-
-
-def test_a_line_is_the_mean_over_seeds_and_a_band_their_range():
-    runs = [stored("ce", 1, accuracy=(10, 20, 30)), stored("ce", 2, accuracy=(20, 40, 50))]
-    axes = Figure().subplots()
-    plots.draw_curves(axes, plots.curves(runs), "test_accuracy")
-    (line,) = axes.get_lines()
+def test_a_line_is_the_mean_over_seeds_and_every_seed_is_a_dot():
+    panel = axes()
+    plots.draw_curves(panel, {"ce": [[10, 20, 30], [20, 40, 50]]})
+    (line,) = [line for line in panel.get_lines() if line.get_label() == "CE"]
     assert list(line.get_ydata()) == [15, 30, 40]
-    assert line.get_label() == "CE"
-    assert len(axes.collections) == 1
+    (dots,) = [line for line in panel.get_lines() if line.get_linestyle() == "None"]
+    assert list(dots.get_ydata()) == [30, 50]
 
 
-def test_a_loss_keeps_its_colour_with_sr_and_changes_its_dashes():
-    axes = Figure().subplots()
-    plots.draw_curves(axes, plots.curves([stored("ce"), stored("ce_sr")]), "test_accuracy")
-    base, regularised = axes.get_lines()
+def test_a_loss_keeps_its_colour_and_marker_with_sr_and_is_told_apart_without_colour():
+    panel = axes()
+    plots.draw_curves(panel, {"ce": [[10, 20]], "ce_sr": [[10, 30]]})
+    base, regularised = panel.get_lines()
     assert base.get_color() == regularised.get_color()
+    assert base.get_marker() == regularised.get_marker()
     assert (base.get_linestyle(), regularised.get_linestyle()) == ("--", "-")
-    assert not axes.collections
+    assert base.get_markerfacecolor() == "none" != regularised.get_markerfacecolor()
 
 
-def test_a_reduced_run_is_named_in_the_title():
-    assert plots.title("MNIST", [stored("ce", profile="paper")]) == "MNIST"
-    assert "reduced run: profile smoke, digits" in plots.title("MNIST", [stored("ce")])
+def test_a_sweep_has_a_shade_and_a_marker_for_each_value():
+    panel = axes()
+    plots.draw_curves(panel, {f"λ {x}": [[x, x + 1.0]] for x in range(5)})
+    assert len({line.get_color() for line in panel.get_lines()}) == 5
+    assert len({line.get_marker() for line in panel.get_lines()}) == 5
+
+
+def test_names_stand_at_the_ends_of_lines_and_none_over_another():
+    panel = axes()
+    plots.draw_curves(panel, {m: [[50, 99.0 + i / 10]] for i, m in enumerate(plots.STYLES)})
+    places = sorted(text.xyann[1] for text in panel.texts)
+    assert len(places) == len(plots.STYLES)
+    assert max(places) <= 100
+    assert min(np.diff(places)) > 8
+
+
+def test_what_is_not_run_says_so_and_missing_numbers_are_left_out():
+    panel = axes()
+    plots.draw_curves(panel, {"ce": []})
+    assert [text.get_text() for text in panel.texts] == ["not run"]
+    panel = axes()
+    plots.draw_curves(panel, {"ce": [[None, None]]})
+    assert not panel.texts
+
+
+def test_beside_the_paper_every_seed_is_a_dot():
+    runs = [stored("ce", seed, "paper", (20.0, 22.0 + seed)) for seed in (1, 2)]
+    panel = axes()
+    plots.draw_beside(panel, report.cells_of("fig3", runs))
+    assert [label.get_text() for label in panel.get_yticklabels()][:2] == ["CE", "CE+SR"]
+    drawn = [list(line.get_xdata()) for line in panel.get_lines()]
+    assert [23.0, 24.0] in drawn
+    assert [22.66] in drawn  # the paper's CE
+
+
+def test_an_embedding_is_rasterised_and_names_each_class():
+    rng = np.random.default_rng(0)
+    labels = np.arange(1000) % 10
+    panel = axes()
+    plots.draw_embedding(panel, rng.normal(size=(1000, 2)) + labels[:, None] * 10, labels)
+    (scatter,) = panel.collections
+    assert scatter.get_rasterized()
+    assert [text.get_text() for text in panel.texts] == [str(i) for i in range(10)]
+    empty = axes()
+    plots.draw_embedding(empty, [], [])
+    assert [text.get_text() for text in empty.texts] == ["not run"]
+
+
+def test_panels_are_described_and_take_the_colours_of_the_page():
+    figure, page = plots.panels(
+        lambda panel, key: plots.draw_curves(panel, {key: [[1, 2]]}),
+        {"a": "ce", "b": "fl", "c": "ce_sr"},
+        columns=2,
+        **SENTENCES,
+    )
+    assert len(figure.axes) == 3
+    assert page.count("<svg") == 3
+    assert re.findall('aria-label="([^"]*)"', page)[1] == "b: Two lines by epoch, both rising."
+    assert plots.INK not in page
+    assert "currentColor" in page
+    assert 'width="' not in page[page.index("<svg") : page.index(">", page.index("<svg"))]
+    boxes = [panel.get_position() for panel in figure.axes]
+    assert boxes[0].y0 == boxes[1].y0 > boxes[2].y0
+    assert boxes[0].x1 < boxes[1].x0
+
+
+@pytest.mark.parametrize("changes", [{"alt": ""}, {"caption": "Two lines"}, {"alt": "no point"}])
+def test_panels_demand_a_caption_and_an_alt_text(changes):
+    with pytest.raises(ValueError, match=f"{next(iter(changes))} must be a sentence"):
+        plots.panels(print, {"a": 1}, **SENTENCES | changes)
+
+
+def test_panels_must_be_one_or_more():
+    with pytest.raises(ValueError, match="one or more"):
+        plots.panels(print, {}, **SENTENCES)
 
 
 @pytest.mark.parametrize(("profile", "name"), [("paper", "fig3"), ("lite", "fig3-lite")])
 def test_a_figure_is_saved_with_its_data_and_the_same_bytes_each_time(tmp_path, profile, name):
-    plots.use_style()
     table = pd.DataFrame({"epoch": [1, 2], "test_accuracy": [10.5, 20.25]})
     contents = []
     for folder in ("a", "b"):
-        figure = Figure()
-        figure.subplots().plot(table.epoch, table.test_accuracy)
+        figure, _ = plots.panels(
+            lambda panel, key: panel.plot(table.epoch, table.test_accuracy), {"a": 1}, **SENTENCES
+        )
         stem = plots.save_figure(figure, table, "fig3", tmp_path / folder, profile)
         assert stem == tmp_path / folder / "fig3" / name
         files = sorted(stem.parent.iterdir())

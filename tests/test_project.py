@@ -12,14 +12,16 @@ from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from snippets import calls
 
-from lnlsr_lib.experiments import experiment_specs
+from lnlsr_lib.experiments import EXPERIMENTS, experiment_specs
 from lnlsr_lib.plots import curves
+from lnlsr_lib.report import cells_of
 from lnlsr_lib.store import Store, results_folder
 
 ROOT = Path(__file__).parent.parent
@@ -194,7 +196,8 @@ def test_a_notebook_is_stored_without_outputs_and_starts_with_typed_parameters(p
     for line in cells[0].source.splitlines():
         assert ": " in line.split("=")[0], f"not typed: {line}"
         assert "  # " in line, f"not commented: {line}"
-    assert "notebook.check_parameters(globals())" in cells[1].source
+    checks = ("notebook.check_parameters(globals())", "notebook.open_page(", "globals())")
+    assert checks[0] in cells[1].source or all(part in cells[1].source for part in checks[1:])
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
@@ -225,16 +228,28 @@ def test_committed_results_are_whole_and_carry_their_provenance():
         assert run.provenance["commit"]
 
 
-@pytest.mark.parametrize("name", ["fig3", "memorising"])
-def test_a_committed_figures_data_are_those_of_the_committed_runs(name):
-    for path in (ROOT / "results" / name).glob("*.csv"):
-        profile = path.stem.partition("-")[2] or "paper"
-        if profile == "smoke":
-            continue
-        rows = path.read_text().splitlines()[1:]
-        seeds = sorted({int(line.split(",")[1]) for line in rows})
-        runs = [committed().load(spec) for spec in experiment_specs(name, profile, seeds)]
-        assert path.read_text() == curves(runs).to_csv(index=False)
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*/*.csv")), ids=lambda p: p.stem)
+def test_a_committed_figures_data_are_those_of_the_committed_runs(path):
+    table = pd.read_csv(path)
+    if "id" not in table or path.stem.endswith("-smoke"):
+        return
+    runs = {(run.spec.id, run.provenance["precision"]): run for run in committed().runs()}
+    shown = table[["id", "precision"]].drop_duplicates().itertuples(index=False, name=None)
+    assert path.read_text() == curves([runs[key] for key in shown]).to_csv(index=False)
+
+
+def test_every_stored_run_at_the_papers_budget_is_on_a_page():
+    pages = " ".join(path.read_text() for path in NOTEBOOKS)
+    named = re.findall(r'(?:open_page|cells_of)\(\\n?[^"]*\\"(\w+)\\"', pages)
+    runs = [run for run in committed().runs() if run.spec.profile == "paper"]
+    shown = {run.spec.id for name in named for c in cells_of(name, runs) for run in c.runs}
+    assert set(named) <= set(EXPERIMENTS)
+    assert {run.spec.id for run in runs} <= shown
+
+
+def test_every_figure_and_table_of_the_paper_has_its_notebook():
+    names = {path.stem for path in NOTEBOOKS}
+    assert {f"fig{i}" for i in range(1, 13)} | {f"table{i}" for i in range(1, 7)} <= names
 
 
 def git(*arguments, cwd=ROOT):

@@ -1,24 +1,40 @@
+from math import isnan, nan
+
 import pytest
 
 from lnlsr_lib import report
+from lnlsr_lib.experiments import experiment_specs
 from lnlsr_lib.paper import Published
 from lnlsr_lib.protocol import make_spec
+from lnlsr_lib.report import Cell, Claim
 from lnlsr_lib.store import StoredRun
 
+FACTS = {
+    "precision": "float32",
+    "device": "cpu (some processor)",
+    "threads": 2,
+    "seconds": 600.0,
+    "commit": "0123456789abcdef",
+    "modified": False,
+    "data": "MNIST",
+    "torch": "2.0",
+}
 
-def stored(method="ce_sr", accuracy=98.0, seed=1, profile="paper", **provenance):
-    spec = make_spec("mnist", method, 0.8, profile=profile, seed=seed)
-    facts = {
-        "precision": "float32",
-        "device": "cpu (some processor)",
-        "threads": 2,
-        "seconds": 600.0,
-        "commit": "0123456789abcdef",
-        "modified": False,
-        "data": "MNIST",
-        "torch": "2.0",
-    }
-    return StoredRun(spec, {"test_accuracy": [99.0, accuracy]}, facts | provenance)
+
+def run_of(spec, accuracy=98.0, **provenance):
+    return StoredRun(spec, {"test_accuracy": [99.0, accuracy]}, FACTS | provenance, [[1]])
+
+
+def stored(method="ce_sr", accuracy=98.0, seed=1, profile="paper", dataset="mnist", **provenance):
+    spec = make_spec(dataset, method, 0.8, profile=profile, seed=seed)
+    return run_of(spec, accuracy, **provenance)
+
+
+def cell(*runs):
+    """The one cell of figure 3 that these runs belong to."""
+    cells = report.cells_of("fig3", runs)
+    (found,) = [one for one in cells if one.runs]
+    return found
 
 
 @pytest.mark.parametrize(
@@ -38,25 +54,45 @@ def test_verdict(ours, mean, std, said):
     assert report.verdict(ours, Published(1, mean, std)) == said
 
 
-def test_comparison_shows_last_and_best_epoch_beside_the_paper():
-    row = report.comparison([stored(accuracy=98.5)]).loc["CE+SR"]
-    assert row["ours, last epoch"] == "98.50"
-    assert row["ours, best epoch"] == "99.00"
-    assert row["paper"] == "98.06 ± 0.86"
-    assert row["verdict"] == "agrees"
-    assert row["seeds"] == 1
+def test_a_cell_has_every_seed_and_its_verdict_is_of_their_mean():
+    one, two = stored(accuracy=98.0), stored(accuracy=95.0, seed=2)
+    assert cell(one).verdict == "agrees"
+    assert cell(one).words == "agrees (1 run)"
+    both = cell(two, one)
+    assert [run.spec.seed for run in both.runs] == [1, 2]
+    assert both.ours == 96.5
+    assert both.words == "agrees (2 runs)"
+    assert cell(two).verdict == "differs"
+    assert both.series("test_accuracy") == [[99.0, 98.0], [99.0, 95.0]]
 
 
-def test_comparison_averages_over_seeds_alone():
-    runs = [stored(accuracy=98.0), stored(accuracy=99.0, seed=2), stored("ce", 22.0)]
-    table = report.comparison(runs)
-    assert list(table.index) == ["CE+SR", "CE"]
-    assert table.loc["CE+SR", "ours, last epoch"] == "98.50 ± 0.71"
-    assert table.loc["CE+SR", "seeds"] == 2
+def test_all_cells_are_there_and_one_without_runs_says_so():
+    cells = report.cells_of("fig3", [stored()])
+    assert [c.spec.method for c in cells] == ["ce", "ce_sr", "fl", "fl_sr", "gce", "gce_sr"]
+    assert [c.verdict for c in cells] == ["not run", "agrees", *["not run"] * 4]
+    assert all(isnan(c.ours) for c in cells if not c.runs)
 
 
-def with_spec(run, **changes):
-    return StoredRun(run.spec.model_copy(update=changes), run.history, run.provenance)
+def test_the_first_profile_with_runs_is_taken_and_profiles_are_never_mixed():
+    paper, lite = stored(), stored(profile="lite", seed=2)
+    assert cell(lite, paper).runs == (paper,)
+    reduced = cell(lite)
+    assert (reduced.verdict, reduced.words) == ("reduced budget", "lite: no verdict")
+    smoke = cell(stored(profile="smoke"))
+    assert (smoke.verdict, smoke.paper) == ("reduced budget", None)
+
+
+def test_of_one_seed_the_first_run_counts():
+    first, second = stored(), stored(accuracy=50.0, precision="bf16")
+    assert cell(first, second).runs == (first,)
+
+
+def test_nlnl_gets_no_verdict_but_the_share_of_epochs_behind_the_papers_number():
+    for name, share in (("mnist", "fourteenth"), ("cifar10", "eighth"), ("cifar100", "tenth")):
+        run = stored("nlnl", dataset=name)
+        (found,) = [c for c in report.cells_of("table1", [run]) if c.runs]
+        assert found.verdict == "fewer epochs"
+        assert share in found.words
 
 
 @pytest.mark.parametrize(
@@ -69,22 +105,20 @@ def with_spec(run, **changes):
     ],
     ids=repr,
 )
-def test_a_run_by_another_protocol_gets_no_verdict(changes):
-    table = report.comparison([with_spec(stored(), **changes)])
-    assert table.loc["CE+SR", "verdict"] == "not the paper's protocol"
-    assert table.loc["CE+SR", "paper"] == ""
+def test_a_run_by_another_protocol_is_not_one_of_the_papers(changes):
+    assert report.follows_protocol(stored().spec)
+    assert not report.follows_protocol(stored().spec.model_copy(update=changes))
+
+
+def test_a_swept_run_has_no_number_of_the_papers():
+    spec = experiment_specs("fig2")[0]
+    (found,) = [c for c in report.cells_of("fig2", [run_of(spec)]) if c.runs]
+    assert (found.verdict, found.paper) == ("no verdict", None)
 
 
 def test_a_verdict_on_a_copy_of_the_data_says_so():
-    table = report.comparison([stored(data="MNIST (JPEG copy)")])
-    assert table.loc["CE+SR", "verdict"] == "agrees, on a copy of the data"
-
-
-def test_conditions_are_named_where_they_differ():
-    other = make_spec("mnist", "ce_sr", 0.6)
-    runs = [stored(), StoredRun(other, stored().history, stored().provenance)]
-    assert list(report.comparison(runs)["condition"]) == ["sym0.8", "sym0.6"]
-    assert "condition" not in report.comparison([stored()])
+    found = cell(stored(data="MNIST (JPEG copy)"))
+    assert found.words == "agrees (1 run), on a copy of the data"
 
 
 @pytest.mark.parametrize(
@@ -103,18 +137,48 @@ def test_conditions_are_found_in_the_papers_tables(dataset, method, condition, p
     assert report.follows_protocol(spec)
 
 
-def test_a_reduced_run_gets_no_verdict():
-    table = report.comparison([stored(profile="lite")])
-    assert table.loc["CE+SR", "verdict"] == "reduced run: no verdict"
-    smoke = report.comparison([stored(profile="smoke")])
-    assert smoke.loc["CE+SR", "verdict"] == "reduced run: no verdict"
+def test_comparison_puts_paper_and_verdict_behind_the_name_and_links_each_seed():
+    text = report.comparison([cell(stored(accuracy=98.0), stored(accuracy=99.0, seed=2))])
+    head = text[: text.index("</thead>")]
+    places = [head.index(name) for name in ("method", "paper", "verdict", "ours, last epoch")]
+    assert places == sorted(places)
+    assert "98.50&nbsp;±&nbsp;0.71" in text
+    assert "98.06&nbsp;±&nbsp;0.86" in text
+    for run in (stored(), stored(seed=2)):
+        assert f"runs/{run.spec.id}.float32.json" in text
 
 
-def test_profiles_are_never_mixed_in_one_table():
-    with pytest.raises(ValueError, match="one profile"):
-        report.comparison([stored(), stored(profile="lite")])
-    with pytest.raises(ValueError, match="none"):
-        report.comparison([])
+def test_comparison_names_precisions_where_they_are_mixed():
+    group = report.cells_of("fig3", [stored(), stored("ce", 22.0, precision="bf16")])
+    assert "bf16" in report.comparison(group)
+    assert "precision" not in report.comparison([cell(stored())])
+
+
+def test_conditions_are_named_where_they_differ():
+    runs = [run_of(make_spec("mnist", "ce", rate)) for rate in (0.2, 0.4)]
+    cells = [c for c in report.cells_of("fig5", runs) if c.runs]
+    assert "CE, sym0.2" in report.comparison(cells)
+    assert "sym0.2" not in report.comparison(cells[:1]).replace(cells[0].runs[0].spec.id, "")
+
+
+def test_grid_has_a_row_a_method_and_a_column_a_condition():
+    runs = [run_of(make_spec("mnist", "ce", rate), 10.0) for rate in (0.2, 0.8)]
+    cells = [c for c in report.cells_of("table1", runs) if c.spec.dataset == "mnist"]
+    text = report.grid(cells)
+    assert text.count("<tr>") == 1 + 9
+    assert text.count('scope="col"') == 1 + 5
+    assert text.count('class="verdict differs"') == 2
+    assert text.count('class="verdict not-run"') == 43
+
+
+def test_a_table_escapes_what_is_not_html_and_needs_rows():
+    text = report.table([{"a<b": "x & y", "link": report.Html("<b>bold</b>")}])
+    assert "a&lt;b" in text
+    assert "x &amp; y" in text
+    assert "<b>bold</b>" in text
+    assert text._repr_html_() == str(text)
+    with pytest.raises(ValueError, match="one or more"):
+        report.table([])
 
 
 def test_badge_names_everything_that_stands_behind_a_figure():
@@ -127,7 +191,7 @@ def test_badge_names_everything_that_stands_behind_a_figure():
         "cpu (some processor), 2 thread(s), float32",
         "2 runs in 20 min",
         "01234567, 01234567+",
-        "protocol 1",
+        f"protocol {stored().spec.protocol}",
     ):
         assert part in text
     with pytest.raises(ValueError, match="one or more"):
@@ -139,29 +203,35 @@ def test_badge_gives_the_time_in_a_readable_unit(seconds, said):
     assert f"1 runs in {said}" in report.badge([stored(seconds=seconds)])
 
 
-def test_claims_say_what_holds_and_name_a_reduced_profile():
-    text = report.claims([("the sky is up", True), ("water is dry", False)], "lite")
-    assert "- holds: the sky is up" in text
-    assert "- **does not hold**: water is dry" in text
-    assert "not the paper's budget" in text
-    assert "not the paper's budget" not in report.claims([("a", True)], "paper")
+@pytest.mark.parametrize(
+    ("value", "sign", "threshold", "holds"),
+    [(1.0, ">", 0, True), (0.0, ">", 0, False), (1.0, "<", 2, True), (nan, "<", 2, None)],
+)
+def test_a_claim_holds_does_not_or_cannot_be_said(value, sign, threshold, holds):
+    claim = Claim("the sky is up", "by looking", value, sign, threshold)
+    assert claim.holds is holds
+    said = {True: "holds", False: "does not hold", None: "not tested"}[holds]
+    assert f">{said}</span>" in report.claims([claim], "paper")
+    budget = "" if holds is None else ", at lite budget"
+    assert f">{said}{budget}</span>" in report.claims([claim], "lite")
+    assert ">not tested</span>" in report.claims([claim], "smoke")
 
 
-def test_downloads_link_to_every_format(tmp_path):
-    text = report.downloads(tmp_path / "fig3" / "fig3-lite", "fig3.ipynb")
-    for ending in ("png", "svg", "pdf", "csv"):
-        assert f"(../results/fig3/fig3-lite.{ending})" in text
-    assert "[notebook](fig3.ipynb)" in text
+def test_a_claim_refuses_another_sign():
+    with pytest.raises(ValueError, match="sign must be < or >, got '=='"):
+        Claim("a", "b", 1.0, "==", 1.0)
 
 
-def test_precisions_side_by_side():
-    runs = {"float32": [stored(accuracy=98.0)], "bf16": [stored(accuracy=98.2, seconds=60.0)]}
-    row = report.precisions(runs).loc["CE+SR"]
-    assert row["float32, last epoch"] == "98.00"
-    assert row["bf16, last epoch"] == "98.20"
-    assert row["bf16, time"] == "60 s"
+def test_links_hold_where_the_notebook_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("LNLSR_RESULTS", str(tmp_path / "results"))
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert 'href="../results/runs/' in report.run_link(stored(), "98.00")
+    monkeypatch.chdir(tmp_path)
+    assert 'href="results/runs/' in report.run_link(stored(), "98.00")
 
 
-def test_precisions_refuses_different_specs():
-    with pytest.raises(ValueError, match="same specs"):
-        report.precisions({"float32": [stored()], "bf16": [stored(seed=2)]})
+def test_cells_are_frozen():
+    with pytest.raises(AttributeError):
+        cell(stored()).runs = ()
+    assert isinstance(cell(stored()), Cell)
