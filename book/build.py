@@ -89,6 +89,8 @@ def fit_into_book(path: Path) -> list[str]:
     said = []
     for cell in book.cells:
         if cell.cell_type == "markdown":
+            # a label is looked up in the whole book; behind the name of a page it is not found
+            cell.source = re.sub(r"\]\(\.\./book/\w+\.md(#[\w-]+)\)", r"](\1)", cell.source)
             cell.source = cell.source.replace("](../book/", "](../")
             continue
         if folded:
