@@ -127,8 +127,8 @@ def main() -> None:
                         }
                     )
             print(*rows[-len(found) :], sep="\n", flush=True)
-    write_rows("label_issues", rows)
-    write_rows("label_issues_curves", curves)
+        write_rows("label_issues", rows)
+        write_rows("label_issues_curves", curves)
 
 
 if __name__ == "__main__":

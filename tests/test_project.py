@@ -1,5 +1,6 @@
 """What lies around the library: the environment, the notebooks, the committed results."""
 
+import ast
 import json
 import os
 import re
@@ -286,3 +287,38 @@ def test_a_stored_run_is_repeated_to_the_bit_from_the_commit_that_it_names(tmp_p
     assert again["history"] == stored["history"]
     assert again["confusion"] == stored["confusion"]
     assert again["details"] == stored["details"]
+
+
+def third_party(path, seen):
+    """Packages that a module and what it imports of this library need, at their first import."""
+    seen.add(path.stem)
+    for node in ast.parse(path.read_text()).body:
+        names = [node.module] if isinstance(node, ast.ImportFrom) else []
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else names
+        for name in names:
+            package, _, module = name.partition(".")
+            ours = [module] if module else [a.name for a in getattr(node, "names", [])]
+            if package != PROJECT["name"] + "_lib":
+                yield package
+            else:
+                for part in ours:
+                    file = ROOT / "lnlsr_lib" / f"{part}.py"
+                    if file.exists() and part not in seen:
+                        yield from third_party(file, seen)
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [
+        *((name, None) for name in ("losses", "regularization", "noise", "label_issues")),
+        *(("__main__", None), ("cli", "train"), ("notebook", "train"), ("plots", "book")),
+    ],
+)
+def test_a_module_imports_what_its_extra_brings(module, extra):
+    extras = PROJECT["optional-dependencies"]
+    brought = [*PROJECT["dependencies"], *(extras["train"] if extra else [])]
+    brought += extras["book"] if extra == "book" else []
+    names = {Requirement(text).name.replace("-", "_") for text in brought}
+    names |= {"PIL", "sklearn"} if extra else set()  # pillow, scikit-learn
+    needed = set(third_party(ROOT / "lnlsr_lib" / f"{module}.py", set()))
+    assert needed - set(sys.stdlib_module_names) <= names

@@ -55,7 +55,7 @@ def test_a_recipe_runs_as_it_stands_and_lambda_follows(name, tmp_path):
     assert result.stdout.count("fine") == (2 if name == "ddp" else 1)
 
 
-def photos(folder, each=40):
+def photos(folder, each=24):
     """Three classes of images: a bright bar at the left, in the middle, at the right; noise."""
     generator = torch.Generator().manual_seed(0)
     for k, name in enumerate(["left", "middle", "right"]):
@@ -84,7 +84,7 @@ def test_the_folder_is_learnt_in_spite_of_its_wrong_labels(followed):
     truth = torch.tensor(followed["images"].targets)
     given = followed["given"]
     wrong = given != truth
-    assert 0.2 < wrong.float().mean() < 0.4
+    assert 0.1 < wrong.float().mean() < 0.5  # 0.3, of few images
     right = (followed["logits"].argmax(dim=1) == truth).float().mean()
     assert right > 0.9
 
