@@ -289,28 +289,10 @@ def load_mnist(folder: Path) -> Dataset:
 
 # --- CIFAR ---------------------------------------------------------------------------------------
 
-# Title, classes in the order of their ids, mean, std. Source of mean and std: the authors' code.
+# Title, mean, std. Source of mean and std: the authors' code.
 CIFAR = {
-    "cifar10": (
-        "CIFAR-10",
-        "airplane automobile bird cat deer dog frog horse ship truck",
-        (0.49140, 0.48216, 0.44653),
-        (0.24703, 0.24349, 0.26159),
-    ),
-    "cifar100": (
-        "CIFAR-100",
-        "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus "
-        "butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach "
-        "couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house "
-        "kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle "
-        "mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck "
-        "pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal "
-        "shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper "
-        "table tank telephone television tiger tractor train trout tulip turtle wardrobe whale "
-        "willow_tree wolf woman worm",
-        (0.5071, 0.4865, 0.4409),
-        (0.2673, 0.2564, 0.2762),
-    ),
+    "cifar10": ("CIFAR-10", (0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159)),
+    "cifar100": ("CIFAR-100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 
 
@@ -325,7 +307,7 @@ def load_cifar(folder: Path, name: str) -> Dataset:
     """
     from torchvision import datasets
 
-    title, words, mean, std = CIFAR[name]
+    title, mean, std = CIFAR[name]
     place, official = folder / name, getattr(datasets, name.upper())
     packed = (official.base_folder, official.filename)
     root = next((r for r in (place, folder) if any((r / file).exists() for file in packed)), None)
@@ -348,7 +330,7 @@ def load_cifar(folder: Path, name: str) -> Dataset:
     for part in parts:
         tensors.append(torch.from_numpy(part.data).permute(0, 3, 1, 2))
         tensors.append(torch.tensor(part.targets))
-    fields: Any = (name, *tensors, len(words.split()), mean, std, f"{title} (verified by MD5)")
+    fields: Any = (name, *tensors, SHAPES[name][-1], mean, std, f"{title} (verified by MD5)")
     return Dataset(*fields)
 
 
@@ -407,8 +389,8 @@ def load_human_labels(
     if kind not in HUMAN_LABELS.get(dataset, {}):
         known = "; ".join(f"{name}: {', '.join(kinds)}" for name, kinds in HUMAN_LABELS.items())
         raise ValueError(f"no human labels {kind!r} of {dataset!r}; there are {known}")
-    title, words, *_ = CIFAR[dataset]
-    check_labels(true_labels, len(words.split()))
+    title, classes = CIFAR[dataset][0], SHAPES[dataset][-1]
+    check_labels(true_labels, classes)
     place = data_folder() if source is None else Path(source)
     files = (f"{dataset}n_human_labels.npz", f"{title}_human.pt")
     path = next((p for p in (place, *(place / dataset / f for f in files)) if p.is_file()), None)
@@ -418,7 +400,7 @@ def load_human_labels(
         arrays, read = _read_arrays(path), []
         for key in ("clean_label", HUMAN_LABELS[dataset][kind]):
             read.append(torch.from_numpy(arrays[key].astype(np.int64, casting="safe")))
-            check_labels(read[-1], len(words.split()), len(true_labels))
+            check_labels(read[-1], classes, len(true_labels))
     except Exception as error:
         raise DataError(f"{path} does not hold these labels of {title}: {error!r}") from error
     wrong = (read[0] != true_labels).nonzero().flatten().tolist()
