@@ -289,10 +289,28 @@ def load_mnist(folder: Path) -> Dataset:
 
 # --- CIFAR ---------------------------------------------------------------------------------------
 
-# Title, mean, std. Source of mean and std: the authors' code.
+# Title, classes in the order of their ids, mean, std. Source of mean and std: the authors' code.
 CIFAR = {
-    "cifar10": ("CIFAR-10", (0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159)),
-    "cifar100": ("CIFAR-100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "cifar10": (
+        "CIFAR-10",
+        "airplane automobile bird cat deer dog frog horse ship truck",
+        (0.49140, 0.48216, 0.44653),
+        (0.24703, 0.24349, 0.26159),
+    ),
+    "cifar100": (
+        "CIFAR-100",
+        "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus "
+        "butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach "
+        "couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house "
+        "kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle "
+        "mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck "
+        "pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal "
+        "shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper "
+        "table tank telephone television tiger tractor train trout tulip turtle wardrobe whale "
+        "willow_tree wolf woman worm",
+        (0.5071, 0.4865, 0.4409),
+        (0.2673, 0.2564, 0.2762),
+    ),
 }
 
 
@@ -307,7 +325,7 @@ def load_cifar(folder: Path, name: str) -> Dataset:
     """
     from torchvision import datasets
 
-    title, mean, std = CIFAR[name]
+    title, _, mean, std = CIFAR[name]
     place, official = folder / name, getattr(datasets, name.upper())
     packed = (official.base_folder, official.filename)
     root = next((r for r in (place, folder) if any((r / file).exists() for file in packed)), None)

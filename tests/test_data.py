@@ -352,6 +352,12 @@ def same_as(data, parts):
     )
 
 
+def test_every_class_has_its_name():
+    for name, (_, words, *_) in CIFAR.items():
+        assert len(set(words.split())) == SHAPES[name][-1]
+    assert CIFAR["cifar100"][1].split() == sorted(CIFAR["cifar100"][1].split())
+
+
 @pytest.mark.parametrize("kind", ["images", "a zip"])
 def test_copies_that_cannot_be_verified_are_not_read(tmp_path, offline, kind):
     place = tmp_path / "cifar10"
