@@ -177,7 +177,10 @@ class RunSpec(_Frozen):
         }
         broken = [rule for rule, holds in rules.items() if not holds]
         if broken:
-            raise ValueError(f"for {self.dataset}, {'; '.join(broken)}")
+            about = [f"{k}={v!r}" for k, v in self if any(k in rule for rule in broken)]
+            raise ValueError(
+                f"for {self.dataset}, {'; '.join(broken)}; got {', '.join(about)[:200]}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -552,7 +552,13 @@ def test_compiled_is_the_same_training(monkeypatch, few, small_spec):
         states = []
         usual = train(spec, few, **CPU)
         assert not traced
-        ours = train(spec, few, **CPU, compiled=True, on_epoch=states.append)
+        ours = train(
+            spec,
+            few,
+            **CPU,
+            compiled=True,
+            on_epoch=lambda state, states=states: states.append(through_a_file(state)),
+        )
         assert len(traced) == networks
         assert ours.device == usual.device + ", compiled"
         assert ours.history["train_loss"] == pytest.approx(usual.history["train_loss"], rel=1e-3)
