@@ -152,10 +152,13 @@ def _where(args: argparse.Namespace) -> dict[str, Any]:
     return {"device": args.device, "precision": args.precision}
 
 
-def _run(args: argparse.Namespace, store: Store) -> int:
+def _run(args: argparse.Namespace, store: Store) -> None:
     specs = _wanted(args)
     if args.again:
-        return max(_again(spec, args, store) for spec in specs)
+        differing = [found for spec in specs if (found := _again(spec, args, store))]
+        if differing:
+            raise ValueError("; ".join(differing))
+        return
     details = args.details or EXPERIMENTS[args.experiment].details
     options = {"compiled": args.compile, "details": details, "progress": not args.quiet}
     for run in run_all(specs, store, **_where(args), **options):
@@ -163,11 +166,10 @@ def _run(args: argparse.Namespace, store: Store) -> int:
             f"{run.spec.id}  final {run.final_accuracy:6.2f}%  best {run.best_accuracy:6.2f}%  "
             f"{run.provenance['precision']}  {run.provenance['seconds']:.0f} s"
         )
-    return 0
 
 
-def _again(spec: RunSpec, args: argparse.Namespace, store: Store) -> int:
-    """Train a stored run anew in a folder aside; say whether its history is the same."""
+def _again(spec: RunSpec, args: argparse.Namespace, store: Store) -> str:
+    """Train a stored run anew in a folder aside; where its history differs, or an empty string."""
     stored = store.load(spec, None if args.precision == "auto" else args.precision)
     if stored is None:
         raise ValueError(f"{spec.id} is not stored, there is nothing to compare with")
@@ -175,25 +177,18 @@ def _again(spec: RunSpec, args: argparse.Namespace, store: Store) -> int:
     aside = Store(store.folder / ".partial" / f"again-{spec.id}.{where['precision']}")
     new = run_one(spec, aside, **where, compiled=args.compile, progress=not args.quiet)
     shutil.rmtree(aside.folder)
-    now, then = (
-        pd.DataFrame(r.history, index=range(1, spec.epochs + 1))
-        .drop(columns="seconds")
-        .astype(float)
-        for r in (new, stored)
-    )
-    differing = now.compare(then, result_names=("now", "stored"))
-    if differing.empty:
-        print(f"{spec.id}  same history, all {spec.epochs} epochs")
-        return 0
-    made = [f"{r.provenance['device']}, torch {r.provenance['torch']}" for r in (new, stored)]
-    print(
-        f"{spec.id}  differs from epoch {differing.index[0]} on; now: {made[0]}; stored: {made[1]}"
-    )
-    print(differing.iloc[0].dropna().unstack().to_string(float_format=str))
-    return 1
+    for epoch in range(spec.epochs):
+        for name in sorted(stored.history.keys() - {"seconds"}):
+            now, then = new.history[name][epoch], stored.history[name][epoch]
+            if now != then:
+                made = [f"{r.provenance['device']}, {r.provenance['torch']}" for r in (new, stored)]
+                at = f"{spec.id} differs from epoch {epoch + 1} on: {name} is"
+                return f"{at} {now} (device, torch: {made[0]}), stored {then} ({made[1]})"
+    print(f"{spec.id}  same history, all {spec.epochs} epochs")
+    return ""
 
 
-def _estimate(args: argparse.Namespace, store: Store) -> int:
+def _estimate(args: argparse.Namespace, store: Store) -> None:
     specs = experiment_specs(args.experiment, args.profile, args.seeds)
     missing = store.missing(specs, None if args.precision == "auto" else args.precision)
     print(f"{len(missing)} of {len(specs)} runs are missing")
@@ -208,10 +203,9 @@ def _estimate(args: argparse.Namespace, store: Store) -> int:
     if costs:
         where = "here" if args.tflops is None else f"at {args.tflops:g} TFLOP/s, roughly"
         print(f"all of them, one after another, {where}: {duration(sum(c.total for c in costs))}")
-    return 0
 
 
-def _status(args: argparse.Namespace, store: Store) -> int:
+def _status(args: argparse.Namespace, store: Store) -> None:
     for name in [args.experiment] if args.experiment else EXPERIMENTS:
         print(EXPERIMENTS[name].title)
         for profile in PROFILES:
@@ -230,10 +224,9 @@ def _status(args: argparse.Namespace, store: Store) -> int:
     if len(table):
         columns = ["final_accuracy", "best_accuracy", "precision", "seconds", "id"]
         print(table[columns].to_string(index=False, float_format="{:.2f}".format))
-    return 0
 
 
-def _show(args: argparse.Namespace, store: Store) -> int:
+def _show(args: argparse.Namespace, store: Store) -> None:
     paths = sorted((store.folder / "runs").glob("*.json"))
     paths = [path for path in paths if path.name.startswith(args.id)]
     runs = [store.read(path) for path in paths if args.id]
@@ -243,7 +236,6 @@ def _show(args: argparse.Namespace, store: Store) -> int:
         raise ValueError(f"{len(ids)} stored runs have an id that starts with {args.id!r}{found}")
     for path, run in zip(paths, runs, strict=True):
         print(_card(run), f"file: {path}", sep="\n")
-    return 0
 
 
 def _listed(values: dict[str, Any]) -> str:
@@ -272,14 +264,13 @@ def _card(run: StoredRun) -> str:
     return "\n\n".join(parts)
 
 
-def _data(args: argparse.Namespace, store: Store) -> int:
+def _data(args: argparse.Namespace, store: Store) -> None:
     data = load_dataset(args.dataset)
     shape = "x".join(str(size) for size in data.train_images.shape[1:])
     print(
         f"{data.name}: {len(data.train_labels)} train and {len(data.test_labels)} test images of "
         f"{shape}, {data.num_classes} classes; {data.origin}; folder {data_folder()}"
     )
-    return 0
 
 
 def _stop(number: int, frame: object) -> None:
@@ -289,8 +280,7 @@ def _stop(number: int, frame: object) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status.
 
-    That is 0; 1 with one line on standard error, or where ``run --again`` found a difference;
-    128 and the signal's number where one stopped it.
+    That is 0; 1 with one line on standard error; 128 and the signal's number where one stopped it.
     """
     args = _parser().parse_args(arguments)
     commands = {"run": _run, "status": _status, "show": _show, "estimate": _estimate, "data": _data}
@@ -299,9 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if signal.getsignal(kind) == signal.SIG_DFL:
             signal.signal(kind, _stop)
     try:
-        status = commands[args.command](args, Store(args.results))
+        commands[args.command](args, Store(args.results))
         sys.stdout.flush()
-        return status
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # SIGPIPE
@@ -311,6 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print("lnlsr: stopped; what is finished is stored, call again to go on", file=sys.stderr)
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
+    return 0
 
 
 if __name__ == "__main__":

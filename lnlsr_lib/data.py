@@ -325,7 +325,7 @@ def load_cifar(folder: Path, name: str) -> Dataset:
     """
     from torchvision import datasets
 
-    title, words, mean, std = CIFAR[name]
+    title, _, mean, std = CIFAR[name]
     place, official = folder / name, getattr(datasets, name.upper())
     packed = (official.base_folder, official.filename)
     root = next((r for r in (place, folder) if any((r / file).exists() for file in packed)), None)
@@ -348,7 +348,7 @@ def load_cifar(folder: Path, name: str) -> Dataset:
     for part in parts:
         tensors.append(torch.from_numpy(part.data).permute(0, 3, 1, 2))
         tensors.append(torch.tensor(part.targets))
-    fields: Any = (name, *tensors, len(words.split()), mean, std, f"{title} (verified by MD5)")
+    fields: Any = (name, *tensors, SHAPES[name][-1], mean, std, f"{title} (verified by MD5)")
     return Dataset(*fields)
 
 
@@ -407,8 +407,8 @@ def load_human_labels(
     if kind not in HUMAN_LABELS.get(dataset, {}):
         known = "; ".join(f"{name}: {', '.join(kinds)}" for name, kinds in HUMAN_LABELS.items())
         raise ValueError(f"no human labels {kind!r} of {dataset!r}; there are {known}")
-    title, words, *_ = CIFAR[dataset]
-    check_labels(true_labels, len(words.split()))
+    title, classes = CIFAR[dataset][0], SHAPES[dataset][-1]
+    check_labels(true_labels, classes)
     place = data_folder() if source is None else Path(source)
     files = (f"{dataset}n_human_labels.npz", f"{title}_human.pt")
     path = next((p for p in (place, *(place / dataset / f for f in files)) if p.is_file()), None)
@@ -418,7 +418,7 @@ def load_human_labels(
         arrays, read = _read_arrays(path), []
         for key in ("clean_label", HUMAN_LABELS[dataset][kind]):
             read.append(torch.from_numpy(arrays[key].astype(np.int64, casting="safe")))
-            check_labels(read[-1], len(words.split()), len(true_labels))
+            check_labels(read[-1], classes, len(true_labels))
     except Exception as error:
         raise DataError(f"{path} does not hold these labels of {title}: {error!r}") from error
     wrong = (read[0] != true_labels).nonzero().flatten().tolist()

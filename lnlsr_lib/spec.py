@@ -124,43 +124,68 @@ class RunSpec(_Frozen):
 
     @model_validator(mode="after")
     def _fitting(self) -> RunSpec:
-        """Network, labels and numbers fit the data set."""
+        """Network, labels and numbers fit the data set and one another."""
         images, _, channels, side, classes = SHAPES[self.dataset]
-        kinds = HUMAN_LABELS.get(self.dataset, {})
+        human = HUMAN_LABELS.get(self.dataset, {})
         moments = [len(values) for values in (self.mean, self.std) if values is not None]
-        rules = (
-            (
-                CHANNELS[self.model] == channels,
-                f"model {self.model} takes {CHANNELS[self.model]} channels, the images have "
-                f"{channels}",
+        rows = self.transition or ()
+        sums = [sum(row) if min(row, default=-1) >= 0 else math.nan for row in rows]
+        rated, plain = self.noise in ("symmetric", "asymmetric"), self.loss != "nlnl"
+        asis = plain and self.noise == "clean"
+        asis &= not (self.imbalance or self.train_size or self.side)
+        rules = {
+            f"model must take {channels} channels": CHANNELS[self.model] == channels,
+            f"train_size must be a multiple of {classes}, at most {images}": (
+                (self.train_size or classes) in range(classes, images + 1, classes)
             ),
-            (
-                not self.train_size
-                or (self.train_size <= images and not self.train_size % classes),
-                f"train_size must be a multiple of {classes}, at most {images}",
+            f"side must be a multiple of 8 that divides {side}": (
+                self.side is None or self.side % 8 == side % self.side == 0
             ),
-            (
-                not self.side or not (self.side % 8 or side % self.side),
-                f"side must be a multiple of 8 that divides {side}",
+            f"padding must be at most {side}": self.padding <= side,
+            f"mean and std go together, each of {channels}": moments in ([], [channels] * 2),
+            f"human_labels are {', '.join(human) or 'none'}": self.human_labels in (None, *human),
+            "human_labels go with noise 'human', and with no other": (
+                (self.noise == "human") == (self.human_labels is not None)
             ),
-            (self.padding <= side, f"padding must be at most {side}"),
-            (moments in ([], [channels] * 2), f"mean and std go together, each of {channels}"),
-            (
-                self.human_labels is None or self.human_labels in kinds,
-                f"human_labels are {', '.join(kinds) or 'none'}",
+            "transition goes with noise 'transition', and with no other": (
+                (self.noise == "transition") == (self.transition is not None)
             ),
-            (
-                self.transition is None or len(self.transition) == classes,
-                f"transition must have a row for each of {classes} classes",
+            f"transition must have a row for each of {classes} classes": (
+                self.transition is None or {len(rows), *map(len, rows)} == {classes}
             ),
-        )
-        for holds, rule in rules:
-            if not holds:
-                raise ValueError(f"of {self.dataset}: {rule}")
+            "transition must have rows of probabilities that sum to 1": all(
+                abs(total - 1) < 1e-6 for total in sums
+            ),
+            "noise_rate must be above 0 for symmetric and asymmetric noise, and 0 for clean labels "
+            "and the other kinds": rated == (self.noise_rate > 0),
+            "noise_variant goes with noise; clean labels have none": (
+                self.noise != "clean" or self.noise_variant == "paper"
+            ),
+            "imbalance_ratio must be 1 without imbalance, and below 1 with it": (
+                (self.imbalance is None) == (self.imbalance_ratio == 1)
+            ),
+            "nesterov needs a momentum above 0": self.momentum > 0 or not self.nesterov,
+            "nlnl cannot trust outputs that unit_logits keeps below 1/2": (
+                self.loss_params.get("phases") != 3 or self.sr is None or not self.sr.unit_logits
+            ),
+            "webvision is streamed as it is: no noise, imbalance, train_size, side or nlnl": (
+                self.dataset != "webvision" or asis
+            ),
+            "Co-teaching (forget_rate) goes with a plain base loss alone": (
+                self.forget_rate is None or (self.sr is None and plain)
+            ),
+        }
+        broken = [rule for rule, holds in rules.items() if not holds]
+        if broken:
+            about = [f"{k}={v!r}" for k, v in self if any(k in rule for rule in broken)]
+            raise ValueError(
+                f"for {self.dataset}, {'; '.join(broken)}; got {', '.join(about)[:200]}"
+            )
         return self
 
     @model_validator(mode="after")
-    def _consistent(self) -> RunSpec:
+    def _buildable(self) -> RunSpec:
+        """The loss takes its parameters, and lambda stays a number."""
         loss = build_loss(self.loss, **self.loss_params)
         if self.sr is not None:
             SparseRegularization(loss, **self.sr.model_dump())
@@ -168,41 +193,6 @@ class RunSpec(_Frozen):
             last = math.log(self.sr.weight or 1.0) + growths * math.log(self.sr.growth)
             if last > math.log(LARGEST_WEIGHT):
                 raise ValueError(f"lambda, weight * growth^{growths} at the end, is too large")
-        rated = self.noise in ("symmetric", "asymmetric")
-        if rated != (self.noise_rate > 0):
-            raise ValueError(
-                "noise_rate must be above 0 for symmetric and asymmetric noise, and 0 for clean "
-                f"labels and the other kinds; got {self.noise_rate:g} for {self.noise}"
-            )
-        for kind, name in (("human", "human_labels"), ("transition", "transition")):
-            if (self.noise == kind) != (getattr(self, name) is not None):
-                raise ValueError(f"{name} goes with noise {kind!r}, and with no other")
-        for row in self.transition or ():
-            square = len(row) == len(self.transition or ()) >= 2
-            if not square or min(row) < 0 or not abs(sum(row) - 1) < 1e-6:
-                raise ValueError(
-                    "transition must be K rows of K probabilities, each row summing to 1"
-                )
-        if (self.imbalance is None) != (self.imbalance_ratio == 1):
-            raise ValueError("imbalance_ratio must be 1 without imbalance, and below 1 with it")
-        if self.noise == "clean" and self.noise_variant != "paper":
-            raise ValueError("noise_variant goes with noise; clean labels have none")
-        if self.loss_params.get("phases") == 3 and self.sr is not None and self.sr.unit_logits:
-            raise ValueError("nlnl cannot trust outputs that unit_logits keeps below 1/2")
-        if self.nesterov and not self.momentum:
-            raise ValueError("nesterov needs a momentum above 0")
-        if self.dataset == "webvision" and (
-            self.loss == "nlnl"
-            or self.noise != "clean"
-            or self.imbalance
-            or self.train_size
-            or self.side
-        ):
-            raise ValueError(
-                "webvision is streamed as it is: no noise, imbalance, train_size, side or nlnl"
-            )
-        if self.forget_rate is not None and (self.sr is not None or self.loss == "nlnl"):
-            raise ValueError("Co-teaching (forget_rate) goes with a plain base loss alone")
         return self
 
     def __hash__(self) -> int:

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lnlsr_lib.checks import check_range
 from lnlsr_lib.data import Dataset
 from lnlsr_lib.device import device_name, keep_freed_memory, resolve_device, resolve_precision
 from lnlsr_lib.feed import Batch, Pixels, Resident, Stream, open_source
@@ -87,10 +86,11 @@ def check_record(history: Any, confusion: Any, epochs: int) -> None:
     for name, values in history.items():
         if not isinstance(values, list) or len(values) != epochs:
             raise ValueError(f"{name} is not a list of {epochs} numbers, one an epoch")
-        top = 100.0 if name in PERCENT else 1.0 if name in SHARES else None
-        for value in values:
-            if value is not None or name not in UNKNOWABLE:
-                check_range(name, value, None if name == "train_loss" else 0.0, top)
+        low = -1e308 if name == "train_loss" else 0.0
+        top = 100.0 if name in PERCENT else 1.0 if name in SHARES else 1e308
+        known = [v for v in values if v is not None or name not in UNKNOWABLE]
+        if not all(type(v) in (int, float) and low <= v <= top for v in known):
+            raise ValueError(f"{name} must be finite numbers in [{low:g}, {top:g}]")
     rows = confusion if isinstance(confusion, list) else []
     square = all(isinstance(row, list) and len(row) == len(rows) for row in rows)
     if len(rows) < 2 or not square or not all(type(n) is int and n >= 0 for r in rows for n in r):

@@ -7,7 +7,7 @@ from lnlsr_lib.experiments import experiment_specs
 from lnlsr_lib.regularization import lp_norm
 from lnlsr_lib.report import Claim
 from lnlsr_lib.store import Store
-from lnlsr_lib.trainer import HISTORY, RunResult
+from lnlsr_lib.trainer import HISTORY, SHARES, RunResult
 
 PARAMETERS = """\
 profile: str = "auto"  # budget
@@ -86,6 +86,9 @@ def test_other_seeds_are_refused_and_the_right_form_is_named(value):
         notebook.seeds_of(value)
 
 
+CONFUSION = [[1, 0], [0, 1]]
+
+
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     monkeypatch.setenv("LNLSR_RESULTS", str(tmp_path))
@@ -96,7 +99,8 @@ def store(tmp_path, monkeypatch):
 def put(store, specs, precision="float32", accuracy=50.0):
     for spec in specs:
         history = {name: [accuracy] * spec.epochs for name in HISTORY}
-        store.save(RunResult(spec, history, "cpu", precision, 1, "made up", 0.8, [[1]]))
+        history |= {name: [1.0] * spec.epochs for name in SHARES}
+        store.save(RunResult(spec, history, "cpu", precision, 1, "made up", 0.8, CONFUSION))
 
 
 def refuse(*_, **__):
@@ -227,7 +231,7 @@ def test_features_are_compared_with_sr_and_without(store):
     for spec in experiment_specs("fig1", "paper")[:2]:
         history = {name: [1.0] * spec.epochs for name in HISTORY}
         features = {"knn_accuracy": 90.0 + 5 * bool(spec.sr), "silhouette": 0.5}
-        result = RunResult(spec, history, "cpu", "float32", 1, "made up", 0.8, [[1]])
+        result = RunResult(spec, history, "cpu", "float32", 1, "made up", 0.8, CONFUSION)
         store.save(result, features)
     page = notebook.open_page("fig1", namespace())
     text = page.separation({"FL": {"method": "fl"}, "GCE": {"method": "gce"}})

@@ -40,7 +40,7 @@ def test_every_method_condition_and_profile_gives_a_run(dataset, method, profile
     if refused(dataset, method, condition, profile):
         with pytest.raises(
             ValueError,
-            match=r"streamed as it is|imbalance goes|noise has none|human_labels of|a row for each",
+            match=r"streamed as it|imbalance goes|noise has none|human_labels are|a row for each",
         ):
             make_spec(dataset, method, **condition, profile=profile)
         return
@@ -253,7 +253,10 @@ def test_reduced_profiles_change_the_budget_and_nothing_else():
         ({"profile": "full"}, "unknown profile 'full'; there are: paper, lite, smoke"),
         ({"noise": "pair"}, "unknown noise 'pair'"),
         ({"noise": "pair", "noise_rate": 0}, "unknown noise 'pair'"),
-        ({"noise": "clean"}, "and 0 for clean labels and the other kinds; got 0.8 for clean"),
+        (
+            {"noise": "clean"},
+            "and 0 for clean labels and the other kinds; got noise='clean', noise_rate=0.8",
+        ),
         ({"sr": {"weight": 1.0}}, "method 'ce' has no SR whose parameters could be changed"),
         ({"method": "ce_sr", "sr": {"lambda": 1.0}}, "lambda"),
         ({"loss_params": {"q": 0.7}}, "loss 'ce' does not take"),

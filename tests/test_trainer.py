@@ -503,7 +503,10 @@ def test_the_state_of_other_data_is_refused(few, small_spec):
         (lambda state: state.update(epoch=True), "epoch is True"),
         (lambda state: state.pop("models"), "a state is a dict of"),
         (lambda state: state["history"]["fitted"].append(0.5), "fitted is not a list of 1 numbers"),
-        (lambda state: state["history"].update(zero_rate=[1.5]), r"zero_rate must be in \[0, 1\]"),
+        (
+            lambda state: state["history"].update(zero_rate=[1.5]),
+            r"zero_rate must be finite numbers in \[0, 1\]",
+        ),
         (lambda state: state["scheduler"].update(last_epoch=2), "not that of epoch 1"),
         (lambda state: state["confusion"].pop(), "confusion is not K rows of K counts"),
         (lambda state: state["models"].append(state["models"][0]), "does not fit"),
@@ -549,7 +552,13 @@ def test_compiled_is_the_same_training(monkeypatch, few, small_spec):
         states = []
         usual = train(spec, few, **CPU)
         assert not traced
-        ours = train(spec, few, **CPU, compiled=True, on_epoch=states.append)
+        ours = train(
+            spec,
+            few,
+            **CPU,
+            compiled=True,
+            on_epoch=lambda state, states=states: states.append(through_a_file(state)),
+        )
         assert len(traced) == networks
         assert ours.device == usual.device + ", compiled"
         assert ours.history["train_loss"] == pytest.approx(usual.history["train_loss"], rel=1e-3)
