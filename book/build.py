@@ -88,6 +88,8 @@ def fit_into_book(path: Path) -> list[str]:
     said = []
     for cell in book.cells:
         if cell.cell_type == "markdown":
+            # a label is the book's own, wherever it stands
+            cell.source = re.sub(r"\]\(\.\./book/\w+\.md#", "](#", cell.source)
             cell.source = cell.source.replace("](../book/", "](../")
             continue
         if folded:

@@ -148,9 +148,7 @@ class Page:
             has = getattr(spec if hasattr(spec, name) else spec.sr, name)
             return bool(has in value if isinstance(value, list | tuple) else has == value)
 
-        specs = EXPERIMENTS[self.name].specs("paper", 0)
-        both = zip(specs, self.cells, strict=True)
-        return [c for spec, c in both if all(fits(spec, *item) for item in wanted.items())]
+        return [c for c in self.cells if all(fits(c.wanted, *item) for item in wanted.items())]
 
     def value(self, measure: Callable[[StoredRun], float], **wanted: Any) -> float:
         """Mean of a number over the seeds of one cell; nan where none is stored.
@@ -206,7 +204,7 @@ class Page:
         )
 
     def figure(self, draw: plots.Draw, keys: plots.Keys, *, caption: str, **more: Any) -> Html:
-        """Draw it, write its files, and return what the page shows; see :func:`plots.panels`."""
+        """Draw it, write its files, and return what the page shows; see :func:`lnlsr_lib.plots.panels`."""
         number, spec = EXPERIMENTS[self.name].title.partition(":")[0], self.cells[0].spec
         heading = f"{number}, reduced: profile {spec.profile}, {spec.dataset}, {spec.epochs} epochs"
         more["heading"] = "" if self.profile == "paper" else heading
@@ -267,7 +265,7 @@ class Page:
         """A table for each data set, laid out as in the paper."""
         parts: dict[str, list[Cell]] = {}
         for cell in self.best:
-            parts.setdefault(report.DATASETS[cell.spec.dataset], []).append(cell)
+            parts.setdefault(report.DATASETS[cell.wanted.dataset], []).append(cell)
         return Html("".join(f"<h3>{name}</h3>{report.grid(c)}" for name, c in parts.items()))
 
     def comparison(self) -> Html:

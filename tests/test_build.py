@@ -61,7 +61,7 @@ def test_a_links_target_holds_at_the_root_too(build):
 def test_code_is_gathered_behind_the_page_and_links_are_mended(build, tmp_path):
     page = '<a href="../results/runs/x.float32.json">98</a>'
     cells = [
-        new_markdown_cell("[verdicts](../book/intro.md#verdicts)"),
+        new_markdown_cell("[verdicts](../book/intro.md#verdicts), [use](../book/use.md)"),
         new_code_cell('page = notebook.open_page("fig3", globals())'),
         new_code_cell("page.comparison()"),
     ]
@@ -71,7 +71,7 @@ def test_code_is_gathered_behind_the_page_and_links_are_mended(build, tmp_path):
     nbformat.write(new_notebook(cells=cells), path)
     assert build.fit_into_book(path) == ["fig3: six of six"]
     prose, opened, shown, code = nbformat.read(path, as_version=4).cells
-    assert prose.source == "[verdicts](../intro.md#verdicts)"
+    assert prose.source == "[verdicts](#verdicts), [use](../use.md)"
     assert opened.outputs == []
     assert "remove-input" in opened.metadata["tags"]
     assert 'href="../results/runs/x.float32.html"' in shown.outputs[0].data["text/html"]
