@@ -30,7 +30,6 @@ from nbformat.v4 import new_markdown_cell
 from lnlsr_lib import report
 from lnlsr_lib.cost import duration
 from lnlsr_lib.device import device_name
-from lnlsr_lib.experiments import EXPERIMENTS
 from lnlsr_lib.protocol import method_name
 from lnlsr_lib.store import Store, StoredRun, code_version
 
@@ -89,8 +88,8 @@ def fit_into_book(path: Path) -> list[str]:
     said = []
     for cell in book.cells:
         if cell.cell_type == "markdown":
-            # a label is looked up in the whole book; behind the name of a page it is not found
-            cell.source = re.sub(r"\]\(\.\./book/\w+\.md(#[\w-]+)\)", r"](\1)", cell.source)
+            # a label is the book's own, wherever it stands
+            cell.source = re.sub(r"\]\(\.\./book/\w+\.md#", "](#", cell.source)
             cell.source = cell.source.replace("](../book/", "](../")
             continue
         if folded:
@@ -236,15 +235,13 @@ def write_cards(runs: list[StoredRun], shown: dict[str, list[str]]) -> None:
 def shown_on(runs: list[StoredRun]) -> dict[str, list[str]]:
     """The pages that show each run, by its id."""
     found: dict[str, list[str]] = {}
-    for name in EXPERIMENTS:
-        page = {"gce_floor": "fig3", "memorising": "methods"}.get(name, name)
-        if not (ROOT / "notebooks" / f"{page}.ipynb").exists():
-            continue
-        for cell in report.cells_of(name, runs):
-            for run in cell.runs:
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        code = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+        for name in set(re.findall(r'(?:open_page|cells_of)\(\s*"(\w+)"', code)):
+            for run in (run for cell in report.cells_of(name, runs) for run in cell.runs):
                 pages = found.setdefault(run.spec.id, [])
-                if page not in pages:
-                    pages.append(page)
+                if path.stem not in pages:
+                    pages.append(path.stem)
     return found
 
 

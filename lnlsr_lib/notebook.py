@@ -32,11 +32,6 @@ FEATURES = {
     "knn_accuracy": "test images whose ten nearest neighbours name their class, in points more",
     "silhouette": "silhouette of the true classes, more",
 }
-SHOWN = {"paper": "", "lite": "What is shown is a reduced budget of ours."}
-SHOWN["smoke"] = (
-    "What is shown is a <b>smoke run</b> of scikit-learn's digits. It shows that the code works, "
-    "and nothing about the paper."
-)
 INJECTED = "# Parameters"  # how papermill's own cell starts
 
 
@@ -153,9 +148,7 @@ class Page:
             has = getattr(spec if hasattr(spec, name) else spec.sr, name)
             return bool(has in value if isinstance(value, list | tuple) else has == value)
 
-        specs = EXPERIMENTS[self.name].specs("paper", 0)
-        both = zip(specs, self.cells, strict=True)
-        return [c for spec, c in both if all(fits(spec, *item) for item in wanted.items())]
+        return [c for c in self.cells if all(fits(c.wanted, *item) for item in wanted.items())]
 
     def value(self, measure: Callable[[StoredRun], float], **wanted: Any) -> float:
         """Mean of a number over the seeds of one cell; nan where none is stored.
@@ -199,16 +192,19 @@ class Page:
         here = duration(sum(cost.total for cost in estimate(self.missing, device=self.device)))
         there = duration(sum(cost.total for cost in estimate(self.missing, tflops=A100)))
         count, whole = len(self.missing), len(self.cells)
+        shown = (
+            f"What is shown is <b>profile {self.profile}</b>." if self.profile != "paper" else ""
+        )
         what = "The real thing has not been run" if count == whole else "Not all of it has been run"
         return Html(
             f'<p class="missing"><b>{what}</b>: {count} of {whole} runs at the paper\'s budget are '
             f"missing, {here} one after another on this kind of machine "
             f"({device_name(resolve_device(self.device))}), or roughly {there} on one A100-class "
-            f"GPU. {SHOWN[self.profile]}</p>"
+            f"GPU. {shown}</p>"
         )
 
     def figure(self, draw: plots.Draw, keys: plots.Keys, *, caption: str, **more: Any) -> Html:
-        """Draw it, write its files, and return what the page shows; see :func:`plots.panels`."""
+        """Draw it, write its files, and return what the page shows; see :func:`lnlsr_lib.plots.panels`."""
         number, spec = EXPERIMENTS[self.name].title.partition(":")[0], self.cells[0].spec
         heading = f"{number}, reduced: profile {spec.profile}, {spec.dataset}, {spec.epochs} epochs"
         more["heading"] = "" if self.profile == "paper" else heading
@@ -244,11 +240,11 @@ class Page:
         """
 
         def gain(number: str, wanted: Mapping[str, Any]) -> float:
-            def measure(run: StoredRun) -> float:
-                return float((run.features or {}).get(number) or nan)
+            def of(method: str) -> float:
+                wants = {**wanted, "method": method}
+                return self.value(lambda run: (run.features or {}).get(number) or nan, **wants)
 
-            regularised = {**wanted, "method": f"{wanted['method']}_sr"}
-            return self.value(measure, **regularised) - self.value(measure, **wanted)
+            return of(f"{wanted['method']}_sr") - of(wanted["method"])
 
         statements = (
             Claim(f"{name}: further apart with SR", measured, gain(number, wanted), ">", 0, 3)
@@ -269,7 +265,7 @@ class Page:
         """A table for each data set, laid out as in the paper."""
         parts: dict[str, list[Cell]] = {}
         for cell in self.best:
-            parts.setdefault(report.DATASETS[cell.spec.dataset], []).append(cell)
+            parts.setdefault(report.DATASETS[cell.wanted.dataset], []).append(cell)
         return Html("".join(f"<h3>{name}</h3>{report.grid(c)}" for name, c in parts.items()))
 
     def comparison(self) -> Html:
@@ -291,14 +287,15 @@ class Page:
         for thing in rests_on:
             file = f"{thing.__module__.rpartition('.')[2]}.py#{thing.__name__}"
             sources.append(report.link(library / file, thing.__name__))
-        commands = {
-            "this page": f"papermill notebooks/{self.name}.ipynb {self.name}.ipynb",
-            "its runs, at the paper's budget": f"lnlsr run {self.name} --profile paper",
-            "how long that takes here": f"lnlsr estimate {self.name} --profile paper",
+        command = "<code>lnlsr {} {} --profile paper</code>"
+        rows = {
+            "this page": f"<code>papermill notebooks/{self.name}.ipynb {self.name}.ipynb</code>",
+            "its runs, at the paper's budget": command.format("run", self.name),
+            "how long that takes here": command.format("estimate", self.name),
+            "files": " · ".join(files),
+            "rests on": ", ".join(sources),
+            "the numbers logged": report.link(root / "book" / "measures.md", "what each means"),
         }
-        rows = {name: f"<code>{command}</code>" for name, command in commands.items()}
-        rows |= {"files": " · ".join(files), "rests on": ", ".join(sources)}
-        rows["the numbers logged"] = report.link(root / "book" / "measures.md", "what each means")
         return report.table([{"what": name, "how": Html(text)} for name, text in rows.items()])
 
 

@@ -35,7 +35,7 @@ Draw = Callable[[Axes, Any], object]  # puts the panel of a key on axes
 Keys = Mapping[str, Any]  # what to draw, by the panel's title
 INK = "#161718"  # on a page it becomes the colour of the text there
 PANEL = (3.7, 2.6)  # inches
-INSIDE = (0.145, 0.19, 0.615, 0.69)  # the axes in their panel: left, bottom, width, height
+INSIDE = (0.18, 0.19, 0.58, 0.69)  # the axes in their panel: left, bottom, width, height
 
 
 def _use_style() -> None:

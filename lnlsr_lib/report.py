@@ -27,7 +27,7 @@ NEAR_POINTS = 3.0
 # The epochs behind the paper's numbers of NLNL are these multiples of ours.
 NLNL_SHARE = {"mnist": "a fourteenth", "cifar10": "an eighth", "cifar100": "a tenth"}
 DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-DATASETS |= {"webvision": "WebVision", "digits": "digits"}
+DATASETS |= {"webvision": "WebVision"}
 
 
 class Html(str):
@@ -107,11 +107,13 @@ class Cell:
     """One condition and method: its stored runs, which differ in their seed, and the paper's value.
 
     Attributes:
+        wanted: of the run at the paper's own budget; its seed says nothing.
         spec: of the runs, or of those that are missing; its seed says nothing.
         runs: one or more of one profile, or none.
         paper: None where the paper has no number, or the runs are not by its protocol.
     """
 
+    wanted: RunSpec
     spec: RunSpec
     runs: tuple[StoredRun, ...]
     paper: Published | None
@@ -123,7 +125,7 @@ class Cell:
 
     @property
     def verdict(self) -> str:
-        """One of: agrees, near, differs; reduced budget, fewer epochs, no verdict, not run."""
+        """Agrees, near or differs; or reduced budget, fewer epochs, no verdict, not run."""
         if not self.runs:
             return "not run"
         if self.spec.profile != "paper":
@@ -154,8 +156,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Data set and condition, such as "MNIST, sym0.8"."""
-        return f"{DATASETS[self.spec.dataset]}, {self.spec.condition}"
+        """The paper's data set and condition, such as "MNIST, sym0.8"."""
+        return f"{DATASETS[self.wanted.dataset]}, {self.wanted.condition}"
 
 
 def cells_of(
@@ -176,12 +178,13 @@ def cells_of(
         same = stored.setdefault(run.spec.model_copy(update={"seed": 0}), {})
         same.setdefault(run.spec.seed, run)
     cells = []
-    for specs in zip(*(EXPERIMENTS[name].specs(p, 0) for p in profiles), strict=True):
+    columns = [EXPERIMENTS[name].specs(profile, 0) for profile in ("paper", *profiles)]
+    for wanted, *specs in zip(*columns, strict=True):
         spec = next((spec for spec in specs if spec in stored), specs[0])
         group = stored.get(spec, {})
-        known = spec.profile != "smoke" and follows_protocol(spec)
-        paper = published(spec.dataset, spec.method, *paper_condition(spec)) if known else None
-        cells.append(Cell(spec, tuple(group[seed] for seed in sorted(group)), paper))
+        published_too = published(wanted.dataset, wanted.method, *paper_condition(wanted))
+        paper = published_too if follows_protocol(wanted) else None
+        cells.append(Cell(wanted, spec, tuple(group[seed] for seed in sorted(group)), paper))
     return cells
 
 
@@ -200,7 +203,7 @@ def comparison(cells: Sequence[Cell]) -> Html:
     for cell in cells:
         name = method_name(cell.spec.method)
         row: dict[str, object] = {
-            "method": f"{name}, {cell.spec.condition}" if several else name,
+            "method": f"{name}, {cell.wanted.condition}" if several else name,
             "paper": cell.paper or "-",
             "verdict": mark(cell.verdict, cell.words),
             "ours, last epoch": ours(cell),
@@ -235,7 +238,7 @@ def grid(cells: Sequence[Cell]) -> Html:
         budget = f" <small>{cell.spec.profile}</small>" * (cell.verdict == "reduced budget")
         paper = f"<br><small>paper {_html(cell.paper or '-')}</small>"
         ours_marked = mark(cell.verdict, ours(cell), cell.words)
-        row[cell.spec.condition] = Html(ours_marked + budget + paper)
+        row[cell.wanted.condition] = Html(ours_marked + budget + paper)
     return table(list(wide.values()), "grid")
 
 

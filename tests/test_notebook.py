@@ -172,7 +172,7 @@ def test_a_named_profile_trains_what_is_missing_and_smoke_no_more_than_a_few_cel
     page = notebook.open_page("fig8", namespace())
     assert page.profile == "smoke"
     assert len(trained) == len(page.runs) == notebook.SMOKE_CELLS
-    assert "smoke run" in page.note()
+    assert "profile smoke" in page.note()
 
 
 @pytest.mark.parametrize(

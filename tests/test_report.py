@@ -79,7 +79,7 @@ def test_the_first_profile_with_runs_is_taken_and_profiles_are_never_mixed():
     reduced = cell(lite)
     assert (reduced.verdict, reduced.words) == ("reduced budget", "lite: no verdict")
     smoke = cell(stored(profile="smoke"))
-    assert (smoke.verdict, smoke.paper) == ("reduced budget", None)
+    assert (smoke.verdict, smoke.name) == ("reduced budget", "MNIST, sym0.8")
 
 
 def test_of_one_seed_the_first_run_counts():
