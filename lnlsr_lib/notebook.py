@@ -204,7 +204,7 @@ class Page:
         )
 
     def figure(self, draw: plots.Draw, keys: plots.Keys, *, caption: str, **more: Any) -> Html:
-        """Draw it, write its files, and return what the page shows; see :func:`lnlsr_lib.plots.panels`."""
+        """Draw it, write its files, and return the page: see :func:`lnlsr_lib.plots.panels`."""
         number, spec = EXPERIMENTS[self.name].title.partition(":")[0], self.cells[0].spec
         heading = f"{number}, reduced: profile {spec.profile}, {spec.dataset}, {spec.epochs} epochs"
         more["heading"] = "" if self.profile == "paper" else heading
