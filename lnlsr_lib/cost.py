@@ -42,11 +42,13 @@ class Cost:
     Attributes:
         spec: one of them; runs: how many are missing.
         seconds: of one run, training and tests.
+        specs: all of them.
     """
 
     spec: RunSpec
     runs: int
     seconds: float
+    specs: tuple[RunSpec, ...] = ()
 
     @property
     def total(self) -> float:
@@ -211,5 +213,5 @@ def estimate(
         spec, (step, test) = group[0], timed[f"{place}, {kind[:5]}"]
         steps = -(-images_of(spec) // spec.batch_size)
         epoch = steps * step + SHAPES[spec.dataset][1] * test
-        costs.append(Cost(spec, len(group), spec.epochs * epoch))
+        costs.append(Cost(spec, len(group), spec.epochs * epoch, tuple(group)))
     return costs
