@@ -40,7 +40,6 @@ __all__ = ["ClusterError", "estimate_on", "makespan", "run_all"]
 POLL_SECONDS = 1.0
 LOG_SECONDS = 60.0  # between two lines of a log while no run ends
 LOSSES = 5  # of a run's workers, with no epoch between them; then it is given up
-ANY_GPU = 100.0  # TFLOP/s; only how the runs' times compare matters
 
 
 class ClusterError(RuntimeError):
@@ -78,17 +77,15 @@ def _dataset(name: str) -> Dataset:
         return load_dataset(name)
 
 
-class _Mailbox:
-    """An actor beside the caller: the latest from each run, until the caller takes it."""
-
-    def __init__(self) -> None:
-        self.latest: dict[RunSpec, tuple[int, bytes]] = {}
+class _Mailbox(dict[RunSpec, tuple[int, bytes]]):
+    """An actor: the last checkpoint of each run, and its epoch, until the caller takes them."""
 
     def put(self, spec: RunSpec, epoch: int, checkpoint: bytes) -> None:
-        self.latest[spec] = (epoch, checkpoint)
+        self[spec] = (epoch, checkpoint)
 
     def take(self) -> dict[RunSpec, tuple[int, bytes]]:
-        latest, self.latest = self.latest, {}
+        latest = dict(self)
+        self.clear()
         return latest
 
 
@@ -103,13 +100,12 @@ class _Satellite(Store):
 
 
 def _work(
-    spec: RunSpec, epoch: int, checkpoint: bytes, mailbox: Any, **options: Any
+    spec: RunSpec, checkpoint: bytes, mailbox: Any, options: dict[str, Any]
 ) -> dict[str, bytes]:
     """Train ``spec`` on from ``checkpoint``; the result's files, the one that counts last."""
     with tempfile.TemporaryDirectory(prefix="lnlsr-") as folder:
         store = _Satellite(folder)
         store.send = mailbox.put.remote  # not waited for: Ray lends the CPU of a task that waits
-        store.send(spec, epoch, b"")  # it has begun
         if checkpoint:
             write_atomically(store._partial(spec, options["precision"], "pt"), checkpoint)
         data = _dataset(spec.dataset) if spec.dataset in DATASETS else None  # or it is streamed
@@ -160,36 +156,32 @@ def _connected(
     gpus_per_run: float | None = None,
     cpus_per_run: int = 1,
 ) -> Iterator[_Cluster]:
-    """The cluster; or Ray as the caller has connected it. Arguments: see :func:`run_all`."""
+    """The cluster, for runs of that size. Arguments and errors: see :func:`run_all`."""
     check_range("cpus_per_run", cpus_per_run, 1)
     check_range("gpus_per_run", gpus_per_run or 0.0, 0.0, 1.0)
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"Ray hands out GPUs: device must be auto, cpu or cuda, got {device!r}")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    here = {"address": "local", "include_dashboard": False}
+    where: dict[str, Any] = {"address": address} if address else here
     try:
         import ray
+
+        ray.init(**where, log_to_driver=False, logging_level=40)
     except ImportError:
         raise ClusterError("this needs Ray, which the extra lnlsr[cluster] brings") from None
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": 40}
-    options |= {"address": address} if address else {"address": "local", "include_dashboard": False}
-    with ExitStack() as cleanup:
-        if not ray.is_initialized():
-            cleanup.callback(ray.shutdown)
-            try:
-                ray.init(**options)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise ClusterError(f"no Ray at {options['address']}: {error}") from error
-        has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"no Ray at {where['address']}: {error}") from error
+    try:
         gpus = gpus_per_run
         if gpus is None:
-            gpus = float(device == "cuda" or (device == "auto" and has.get("GPU", 0) >= 1))
-        cluster = _Cluster(ray, cpus_per_run, gpus, device if gpus else "cpu")
-        if not cluster.slots() or (device == "cuda" and not gpus):
-            raise ClusterError(
-                f"no machine has {cpus_per_run} CPUs and {gpus:g} GPUs for a run on {device}; the "
-                f"whole cluster has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs"
-            )
+            has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            gpus = float(device != "cpu" and has.get("GPU", 0) >= 1)
+        device = "cpu" if device == "auto" and not gpus else device
+        cluster = _Cluster(ray, cpus_per_run, gpus, device)
+        if not cluster.slots():
+            raise ClusterError(f"no machine has {cpus_per_run} CPUs and {gpus:g} GPUs for a run")
         yield cluster
+    finally:
+        ray.shutdown()
 
 
 class _Display:
@@ -197,29 +189,26 @@ class _Display:
     a log. ``work`` says how the runs' times compare."""
 
     def __init__(self, shown: bool, work: dict[RunSpec, float]) -> None:
-        self.shown, self.work, self.first, self.last = shown, work, -1.0, (-1, 0.0)
-        self.bar = tqdm(
-            total=sum(work.values()),
-            bar_format="{percentage:3.0f}%|{bar}| {desc}",
-            disable=None if shown else True,  # None: where there is no terminal
-        )
+        self.shown, self.work, self.last = shown, work, (-1, 0.0)
+        self.first: tuple[float, float] | None = None
+        form, hidden = "{percentage:3.0f}%|{bar}| {desc}", None if shown else True
+        self.bar = tqdm(total=sum(work.values()), bar_format=form, disable=hidden)
 
     def show(self, done: int, running: int, failed: int, epochs: dict[RunSpec, int]) -> None:
         """With the ``epochs`` that are done of each run."""
-        now, total = time.monotonic(), sum(self.work.values())
+        now, ended, total = time.monotonic(), done + failed, sum(self.work.values())
         ready = sum(self.work[spec] * epochs.get(spec, 0) / spec.epochs for spec in self.work)
-        if self.first < 0:
-            self.first, self.began = ready, now
+        self.first = self.first or (ready, now)
         text = f"{done} of {len(self.work)} runs done, {running} running, {failed} failed"
-        if ready > self.first and done + failed < len(self.work):
-            pace = (ready - self.first) / (now - self.began)
+        if self.first[0] < ready and ended < len(self.work):
+            pace = (ready - self.first[0]) / (now - self.first[1])
             text += f", {duration((total - ready) / pace)} left"
         self.bar.n = ready
         self.bar.set_description_str(text)
-        quiet = self.last[0] == done + failed and now - self.last[1] < LOG_SECONDS
-        if self.shown and self.bar.disable and not quiet:
+        due = self.last[0] != ended or now - self.last[1] >= LOG_SECONDS
+        if due and self.shown and self.bar.disable:
             print(text, file=sys.stderr, flush=True)
-            self.last = done + failed, now
+            self.last = ended, now
 
 
 def run_all(
@@ -248,10 +237,11 @@ def run_all(
         specs: the runs.
         store: where results and checkpoints lie; on this machine.
         address: of a Ray cluster that this machine is part of, "host:port" or "auto"; None for
-            this machine alone. Not used if Ray is already connected.
+            this machine alone.
         gpus_per_run: share of a GPU in [0, 1]; None for a whole one where the cluster has any.
         cpus_per_run: CPUs, >= 1.
-        device: "auto", "cpu" or "cuda".
+        device: as for :func:`lnlsr_lib.sweep.run_one`, on the machine that trains; "auto" is the
+            CPU for runs without a share of a GPU.
         precision: see :func:`lnlsr_lib.trainer.train`; what "auto" means the first free worker
             says, for all.
         compiled, details: see :func:`lnlsr_lib.sweep.run_one`.
@@ -265,36 +255,37 @@ def run_all(
     """
     wanted = None if precision == "auto" else precision
     runs: dict[RunSpec, StoredRun] = {}
-    epochs: dict[RunSpec, int] = {}  # that are done
     failed: dict[RunSpec, Exception] = {}
+    epochs: dict[RunSpec, int] = {}  # that are done
     losses: Counter[RunSpec] = Counter()  # of workers, since the run's last epoch
     tasks: dict[Any, tuple[RunSpec, ExitStack]] = {}  # by Ray's reference; with the run's lock
-    begun: set[RunSpec] = set()  # of those, on a worker
 
     def find(spec: RunSpec, precision: str | None = wanted) -> bool:
         """Whether the result is stored; keeps it."""
         stored = store.load(spec, precision)
-        if stored is None or (details and not stored.details):
-            return False
-        runs[spec], epochs[spec] = stored, spec.epochs
-        return True
+        if stored is not None and (stored.details or not details):
+            runs[spec], epochs[spec] = stored, spec.epochs
+        return spec in runs
 
     missing = [spec for spec in dict.fromkeys(specs) if not find(spec)]
     if not missing:
         return [runs[spec] for spec in specs]
-    work = {s: cost.seconds for cost in estimate(missing, tflops=ANY_GPU) for s in cost.specs}
+    # Only how the runs' times compare matters, so any rate will do.
+    work = {s: cost.seconds for cost in estimate(missing, tflops=100) for s in cost.specs}
     waiting = sorted(missing, key=lambda spec: -work[spec])
-    display = _Display(progress, work)
+    display, held = _Display(progress, work), ExitStack()
 
-    with _connected(device, address, gpus_per_run, cpus_per_run) as cluster, display.bar:
-        ray, where = cluster.ray, cluster.device
-        probe = cluster.call(lambda: resolve_precision(precision, resolve_device(where)))
+    with _connected(device, address, gpus_per_run, cpus_per_run) as cluster, display.bar, held:
+        ray, device = cluster.ray, cluster.device
+        probe = cluster.call(lambda: resolve_precision(precision, resolve_device(device)))
         resolved = cluster.get(probe)
-        options = {"device": where, "precision": resolved, "compiled": compiled, "details": details}
-        beside = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False
-        )
-        mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=beside).remote()
+        options = {"device": device, "precision": resolved}
+        options |= {"compiled": compiled, "details": details}
+        head = {
+            "num_cpus": 0,
+            "resources": {"node:__internal_head__": 0.001},
+        }  # outlives the others
+        mailbox = ray.remote(_Mailbox).options(**head).remote()
 
         def start(spec: RunSpec) -> bool:
             """Hand the run to Ray, or find it stored; False if another process is at it."""
@@ -305,16 +296,15 @@ def run_all(
                     return find(spec)
                 if not find(spec, resolved):
                     state = store.load_checkpoint(spec, resolved)  # verified, or an error
-                    path = store._partial(spec, resolved, "pt")
-                    epochs[spec], last = (state["epoch"], path.read_bytes()) if state else (0, b"")
-                    task = cluster.call(_work, spec, epochs[spec], last, mailbox, **options)
-                    tasks[task] = spec, lock.pop_all()
+                    last = store._partial(spec, resolved, "pt").read_bytes() if state else b""
+                    epochs[spec] = state["epoch"] if state else 0
+                    task = cluster.call(_work, spec, last, mailbox, options)
+                    tasks[task] = spec, held.enter_context(lock.pop_all())
             return True
 
         def finish(task: Any) -> None:
             """Write the result down; or take the run up again, if its worker is lost."""
             spec, lock = tasks.pop(task)
-            begun.discard(spec)
             with lock:
                 try:
                     for name, content in cluster.get(task).items():
@@ -325,35 +315,30 @@ def run_all(
                     failed[spec] = error
                 except ray.exceptions.RayError as error:
                     losses[spec] += 1
-                    if losses[spec] < LOSSES:
-                        waiting.insert(0, spec)
-                    else:
-                        text = f"{spec.id}: {LOSSES} workers died in the same epoch: {error}"
-                        failed[spec] = ClusterError(text)
+                    waiting.insert(0, spec)
+                    if losses[spec] == LOSSES:
+                        failed[waiting.pop(0)] = ClusterError(
+                            f"{spec.id} lost {LOSSES} workers: {error}"
+                        )
 
-        try:
-            while waiting or tasks:
-                for spec in list(waiting):  # twice the room, so that Ray has the next at hand
-                    if len(tasks) <= 2 * cluster.slots() and start(spec):
-                        waiting.remove(spec)
-                ended = ray.wait(list(tasks), timeout=POLL_SECONDS)[0] if tasks else []
-                if not tasks and waiting:  # other processes are at them
-                    time.sleep(POLL_SECONDS)
-                mail = ray.get(mailbox.take.remote())
-                for spec, _ in tasks.values():
-                    epoch, content = mail.get(spec, (-1, b""))
-                    begun |= {spec} if epoch >= 0 else set()
-                    if content and epoch > epochs[spec]:
-                        write_atomically(store._partial(spec, resolved, "pt"), content)
-                        epochs[spec], losses[spec] = epoch, 0
-                for task in ended:
-                    finish(task)
-                done = len(work) - len(waiting) - len(tasks) - len(failed)
-                display.show(done, len(begun), len(failed), epochs)
-        finally:
-            for task, (_, lock) in tasks.items():
-                ray.cancel(task, force=True)
-                lock.close()
+        while waiting or tasks:
+            slots = cluster.slots()
+            for spec in list(waiting):  # twice as many, so that Ray has the next at hand
+                if len(tasks) <= 2 * slots and start(spec):
+                    waiting.remove(spec)
+            ended = ray.wait(list(tasks), timeout=POLL_SECONDS)[0] if tasks else []
+            if not tasks and waiting:  # other processes are at them
+                time.sleep(POLL_SECONDS)
+            mail = ray.get(mailbox.take.remote())
+            for spec, _ in tasks.values():
+                epoch, checkpoint = mail.get(spec, (0, b""))
+                if epoch > epochs[spec]:
+                    write_atomically(store._partial(spec, resolved, "pt"), checkpoint)
+                    epochs[spec], losses[spec] = epoch, 0
+            for task in ended:
+                finish(task)
+            done = len(work) - len(waiting) - len(tasks) - len(failed)
+            display.show(done, min(len(tasks), slots), len(failed), epochs)
 
     if failed:
         kind = type(next(iter(failed.values())))
