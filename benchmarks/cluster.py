@@ -3,9 +3,9 @@
     python benchmarks/cluster.py
 
 CE+SR on the digits, 40 seeds, one thread each, as many at once as there are CPUs; the number of
-epochs is chosen here so that one run alone takes about a second. ``sum_over_slots`` is the training
-and test time of all runs, as each has recorded it, over the number of runs at once. ``wall`` is from
-the beginning of the first run to the last result in the store, ``with_start`` the whole call:
+epochs is chosen here so that one run alone takes about a second. ``sum_over_slots``: the training
+and test time of all runs, as each has recorded it, over the number of runs at once. ``wall``: from
+the beginning of the first run to the last result in the store; ``with_start``: the whole call,
 starting Ray and its workers, and stopping it. Other work on the machine slows the runs, and is in
 all of these. Writes ``results/benchmarks/cluster.csv``.
 """
