@@ -342,7 +342,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # SIGPIPE
-    except (DataError, StoreError, DivergedError, cluster.ClusterError, ValueError, OSError) as error:
+    except (
+        DataError,
+        StoreError,
+        DivergedError,
+        cluster.ClusterError,
+        ValueError,
+        OSError,
+    ) as error:
         print(f"lnlsr: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:

@@ -96,7 +96,7 @@ class _Satellite(Store):
 
     def save_checkpoint(self, spec: RunSpec, precision: str, state: dict[str, Any]) -> None:
         super().save_checkpoint(spec, precision, state)
-        self.send(spec, state["epoch"], self._partial(spec, precision, "pt").read_bytes())
+        self.send(spec, state["epoch"], self.checkpoint(spec, precision).read_bytes())
 
 
 def _work(
@@ -107,7 +107,7 @@ def _work(
         store = _Satellite(folder)
         store.send = mailbox.put.remote  # not waited for: Ray lends the CPU of a task that waits
         if checkpoint:
-            write_atomically(store._partial(spec, options["precision"], "pt"), checkpoint)
+            write_atomically(store.checkpoint(spec, options["precision"]), checkpoint)
         data = _dataset(spec.dataset) if spec.dataset in DATASETS else None  # or it is streamed
         run_one(spec, store, data=data, progress=False, **options)
         paths = sorted((store.folder / "runs").iterdir(), key=lambda path: path.suffix == ".json")
@@ -253,6 +253,7 @@ def run_all(
             others back).
         StoreError, DataError, DivergedError, ValueError: see :func:`lnlsr_lib.sweep.run_one`.
     """
+    store.tidy()
     wanted = None if precision == "auto" else precision
     runs: dict[RunSpec, StoredRun] = {}
     failed: dict[RunSpec, Exception] = {}
@@ -296,7 +297,7 @@ def run_all(
                     return find(spec)
                 if not find(spec, resolved):
                     state = store.load_checkpoint(spec, resolved)  # verified, or an error
-                    last = store._partial(spec, resolved, "pt").read_bytes() if state else b""
+                    last = store.checkpoint(spec, resolved).read_bytes() if state else b""
                     epochs[spec] = state["epoch"] if state else 0
                     task = cluster.call(_work, spec, last, mailbox, options)
                     tasks[task] = spec, held.enter_context(lock.pop_all())
@@ -307,10 +308,11 @@ def run_all(
             spec, lock = tasks.pop(task)
             with lock:
                 try:
+                    last = store.checkpoint(spec, resolved)
                     for name, content in cluster.get(task).items():
-                        write_atomically(store.folder / "runs" / name, content)
+                        write_atomically(store.folder / "runs" / name, content, last.parent)
                     find(spec, resolved)
-                    store._partial(spec, resolved, "pt").unlink(missing_ok=True)
+                    last.unlink(missing_ok=True)
                 except DivergedError as error:
                     failed[spec] = error
                 except ray.exceptions.RayError as error:
@@ -333,13 +335,14 @@ def run_all(
             for spec, _ in tasks.values():
                 epoch, checkpoint = mail.get(spec, (0, b""))
                 if epoch > epochs[spec]:
-                    write_atomically(store._partial(spec, resolved, "pt"), checkpoint)
+                    write_atomically(store.checkpoint(spec, resolved), checkpoint)
                     epochs[spec], losses[spec] = epoch, 0
             for task in ended:
                 finish(task)
             done = len(work) - len(waiting) - len(tasks) - len(failed)
             display.show(done, min(len(tasks), slots), len(failed), epochs)
 
+    store.tidy()
     if failed:
         kind = type(next(iter(failed.values())))
         raise kind("; ".join(str(error) for error in failed.values()))
@@ -361,7 +364,7 @@ def estimate_on(
             errors.
     """
     with _connected(device, **where) as cluster:
-        options = {"device": cluster.device, "precision": precision}
+        options = {"device": cluster.device, "precision": precision, "kept": False}
         tasks = [cluster.call(estimate, specs, **options) for _ in range(cluster.slots())]
         timed = zip(*map(cluster.get, tasks), strict=True)
         middle = [(costs[0], statistics.median(c.seconds for c in costs)) for costs in timed]
