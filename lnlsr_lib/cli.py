@@ -8,12 +8,14 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import pandas as pd
 
+from lnlsr_lib import cluster
 from lnlsr_lib.cost import duration, estimate, images_of
 from lnlsr_lib.data import DATASETS, DataError, data_folder, load_dataset
 from lnlsr_lib.experiments import EXPERIMENTS, experiment_specs
@@ -88,6 +90,19 @@ def _parser() -> argparse.ArgumentParser:
             default="auto",
             help="auto = bf16 where the device has matrix units for it, else float32",
         )
+        ray = command.add_argument_group("on Ray", "many runs at once; needs lnlsr[cluster]")
+        ray.add_argument(
+            "--ray",
+            nargs="?",
+            const="",
+            metavar="ADDRESS",
+            help="of a cluster that this machine is part of, such as auto or head:6379; "
+            "without, this machine's CPUs and GPUs",
+        )
+        ray.add_argument(
+            "--gpus-per-run", type=float, help="share of a GPU, such as 0.25 (default: 1, if any)"
+        )
+        ray.add_argument("--cpus-per-run", type=int, help="CPUs, and threads (default: 1)")
     cost.add_argument(
         "--tflops", type=float, help="peak rate of another device, in 1e12 operations a second"
     )
@@ -152,8 +167,19 @@ def _where(args: argparse.Namespace) -> dict[str, Any]:
     return {"device": args.device, "precision": args.precision}
 
 
+def _on_ray(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The arguments that functions of cluster.py take, or None without --ray."""
+    share = {"gpus_per_run": args.gpus_per_run, "cpus_per_run": args.cpus_per_run}
+    given = {name: value for name, value in share.items() if value is not None}
+    if given and args.ray is None:
+        raise ValueError("--gpus-per-run and --cpus-per-run go with --ray")
+    return None if args.ray is None else {"address": args.ray or None, **given}
+
+
 def _run(args: argparse.Namespace, store: Store) -> None:
-    specs = _wanted(args)
+    specs, on_ray = _wanted(args), _on_ray(args)
+    if args.again and on_ray is not None:
+        raise ValueError("--again trains in this process, and does not go with --ray")
     if args.again:
         differing = [found for spec in specs if (found := _again(spec, args, store))]
         if differing:
@@ -161,7 +187,10 @@ def _run(args: argparse.Namespace, store: Store) -> None:
         return
     details = args.details or EXPERIMENTS[args.experiment].details
     options = {"compiled": args.compile, "details": details, "progress": not args.quiet}
-    for run in run_all(specs, store, **_where(args), **options):
+    sweep: Callable[..., list[StoredRun]] = run_all
+    if on_ray is not None:
+        sweep = partial(cluster.run_all, **on_ray)
+    for run in sweep(specs, store, **_where(args), **options):
         print(
             f"{run.spec.id}  final {run.final_accuracy:6.2f}%  best {run.best_accuracy:6.2f}%  "
             f"{run.provenance['precision']}  {run.provenance['seconds']:.0f} s"
@@ -192,15 +221,23 @@ def _estimate(args: argparse.Namespace, store: Store) -> None:
     specs = experiment_specs(args.experiment, args.profile, args.seeds)
     missing = store.missing(specs, None if args.precision == "auto" else args.precision)
     print(f"{len(missing)} of {len(specs)} runs are missing")
-    options = {"tflops": args.tflops, "again": args.again, "progress": True}
-    costs = estimate(missing, **_where(args), **options)
+    on_ray, slots = _on_ray(args), 0
+    if on_ray is None or not missing:
+        options = {"tflops": args.tflops, "again": args.again, "progress": True}
+        costs = estimate(missing, **_where(args), **options)
+    elif args.tflops is None:
+        costs, slots = cluster.estimate_on(missing, **on_ray, **_where(args))
+    else:
+        raise ValueError("--tflops is for a device that is not here, and does not go with --ray")
     for cost in costs:
         spec = cost.spec
         print(
             f"  {cost.runs:4} x {spec.dataset}, {spec.model}, {images_of(spec)} images, "
             f"{spec.epochs} epochs: {duration(cost.seconds)} each"
         )
-    if costs:
+    if slots:
+        print(f"all of them, {slots} at once: {duration(cluster.makespan(costs, slots))}")
+    elif costs:
         where = "here" if args.tflops is None else f"at {args.tflops:g} TFLOP/s, roughly"
         print(f"all of them, one after another, {where}: {duration(sum(c.total for c in costs))}")
 
@@ -294,7 +331,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # SIGPIPE
-    except (DataError, StoreError, DivergedError, ValueError, OSError) as error:
+    except (
+        DataError,
+        StoreError,
+        DivergedError,
+        cluster.ClusterError,
+        ValueError,
+        OSError,
+    ) as error:
         print(f"lnlsr: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:

@@ -42,11 +42,13 @@ class Cost:
     Attributes:
         spec: one of them; runs: how many are missing.
         seconds: of one run, training and tests.
+        specs: all of them.
     """
 
     spec: RunSpec
     runs: int
     seconds: float
+    specs: tuple[RunSpec, ...] = ()
 
     @property
     def total(self) -> float:
@@ -161,6 +163,7 @@ def estimate(
     precision: str = "auto",
     tflops: float | None = None,
     again: bool = False,
+    kept: bool = True,
     progress: bool = False,
 ) -> list[Cost]:
     """What ``specs`` would cost, by kind: those with the same network, data and budget are one.
@@ -177,6 +180,7 @@ def estimate(
         tflops: peak rate of another device, 1e12 operations per second, in [0.001, 1e6]; None for
             this machine.
         again: time anew what was timed before.
+        kept: keep the timings, and take those that were kept.
         progress: show a bar on standard error while kinds are timed.
 
     Raises:
@@ -197,11 +201,13 @@ def estimate(
         first.setdefault(f"{place}, {kind[:5]}", group[0])
     timed: dict[str, list[float]] = {}
     if tflops is None:
-        timed = {} if again else {k: times for k, times in _kept_timings().items() if k in first}
+        if kept and not again:
+            timed = {k: times for k, times in _kept_timings().items() if k in first}
         missing = [name for name in first if name not in timed]
         for name in tqdm(missing, "timing", unit="kind", disable=not (progress and missing)):
             timed[name] = list(_measure(first[name], device, resolved))
-            _keep_timings({name: timed[name]})
+            if kept:
+                _keep_timings({name: timed[name]})
     else:
         for name, spec in first.items():
             step = step_flops(spec) / (UTILISATION * tflops * 1e12) + LAUNCHES
@@ -211,5 +217,5 @@ def estimate(
         spec, (step, test) = group[0], timed[f"{place}, {kind[:5]}"]
         steps = -(-images_of(spec) // spec.batch_size)
         epoch = steps * step + SHAPES[spec.dataset][1] * test
-        costs.append(Cost(spec, len(group), spec.epochs * epoch))
+        costs.append(Cost(spec, len(group), spec.epochs * epoch, tuple(group)))
     return costs

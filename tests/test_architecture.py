@@ -19,7 +19,7 @@ FLOORS = [
     ["sweep", "experiments"],
     ["report"],
     ["plots"],
-    ["notebook"],
+    ["notebook", "cluster"],
     ["cli"],
     ["__main__"],
 ]

@@ -1,0 +1,326 @@
+"""Sweeps on Ray: the same numbers as in this process, whatever dies on the way."""
+
+import contextlib
+import importlib.util
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from lnlsr_lib import cluster
+from lnlsr_lib import sweep as in_process
+from lnlsr_lib.cli import main
+from lnlsr_lib.cluster import ClusterError, makespan, run_all
+from lnlsr_lib.cost import Cost
+from lnlsr_lib.experiments import experiment_specs
+from lnlsr_lib.store import Store, StoreError
+from lnlsr_lib.trainer import DivergedError
+
+HERE = {"device": "cpu", "precision": "float32", "progress": False}
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None,
+    reason="Ray is not installed: pip install 'lnlsr[cluster]'",
+)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "results")
+
+
+@pytest.fixture
+def tiny_spec(small_spec):
+    """64 of the digits, in two batches."""
+    return lambda method="ce_sr", **more: small_spec(method, **{"train_size": 60} | more)
+
+
+def numbers(run):
+    """What has to be the same wherever and however often a run was trained."""
+    series = {name: values for name, values in run.history.items() if name != "seconds"}
+    return series, run.confusion, run.features
+
+
+def same_as_in_process(runs, folder, **more):
+    expected = in_process.run_all([run.spec for run in runs], Store(folder), **HERE, **more)
+    return [numbers(run) for run in runs] == [numbers(run) for run in expected]
+
+
+# --- without a cluster ---------------------------------------------------------------------------
+
+
+def test_without_ray_the_message_says_what_to_install(store, tiny_spec, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ClusterError, match=re.escape("lnlsr[cluster]")):
+        run_all([tiny_spec()], store, **HERE)
+    command = ["run", "precision", "--profile", "smoke", "--ray"]
+    assert main(["--results", str(store.folder), *command]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "lnlsr[cluster]" in line
+    assert not list(store.folder.glob("runs/*"))
+
+
+def test_what_is_stored_needs_no_ray(store, tiny_spec, monkeypatch):
+    spec = tiny_spec(epochs=1)
+    (run,) = in_process.run_all([spec], store, **HERE)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert run_all([spec, spec], store, progress=False) == [run, run]
+    with pytest.raises(ClusterError):
+        run_all([spec], store, details=True, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"gpus_per_run": 1.5}, "gpus_per_run must be"),
+        ({"gpus_per_run": -0.5}, "gpus_per_run must be"),
+        ({"cpus_per_run": 0}, "cpus_per_run must be"),
+    ],
+)
+def test_a_bad_share_or_device_is_refused(store, tiny_spec, more, message):
+    with pytest.raises(ValueError, match=message):
+        run_all([tiny_spec()], store, **more)
+
+
+@pytest.mark.parametrize("command", ["run", "estimate"])
+def test_the_command_line_refuses_a_share_without_ray(capsys, command):
+    assert main([command, "precision", "--profile", "smoke", "--gpus-per-run", "0.25"]) == 1
+    assert "go with --ray" in capsys.readouterr().err
+
+
+def test_a_machine_with_other_code_does_not_work():
+    assert cluster._call(cluster._code(), 1, divmod, 7, 2) == (3, 1)
+    with pytest.raises(ClusterError, match="of another version"):
+        cluster._call("other", 1, divmod, 7, 2)
+
+
+def test_processes_of_a_machine_fetch_a_data_set_one_after_another(monkeypatch):
+    inside, most = [], []
+
+    def slow(name):
+        inside.append(name)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.pop()
+        return name
+
+    monkeypatch.setattr(cluster, "load_dataset", slow)
+    fetch = cluster._dataset.__wrapped__  # one of its own in each process
+    threads = [threading.Thread(target=fetch, args=("digits",)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 4
+
+
+def test_the_longest_run_first_and_each_in_the_first_free_place(small_spec):
+    costs = [Cost(small_spec(), 4, 2.0), Cost(small_spec(), 2, 5.0)]
+    assert makespan(costs, 1) == sum(cost.total for cost in costs)
+    assert makespan(costs, 2) == 9.0  # 5 + 2 + 2 beside 5 + 2 + 2
+    assert makespan(costs, 3) == 7.0  # 5 + 2, 5 and 2 + 2 + 2
+    assert makespan(costs, 100) == 5.0
+    with pytest.raises(ValueError, match="slots"):
+        makespan(costs, 0)
+
+
+def test_a_log_gets_a_line_when_a_run_ends(tiny_spec, capsys):
+    long, short = tiny_spec(epochs=4), tiny_spec("ce")
+    display = cluster._Display(True, {long: 30.0, short: 10.0})
+    display.show(0, 2, 0, {})
+    display.show(0, 2, 0, {long: 1})  # nothing ended, and no minute has passed
+    display.first = (0.0, display.first[1] - 10)
+    display.show(1, 1, 0, {long: 1, short: 2})
+    display.show(1, 0, 1, {long: 1, short: 2})
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first == "0 of 2 runs done, 2 running, 0 failed"
+    assert second.startswith("1 of 2 runs done, 1 running, 0 failed, ")
+    left = float(re.search(r"failed, (\d+) s left", second)[1])
+    assert left == pytest.approx(10 * (40 - 17.5) / 17.5, abs=0.6)
+    assert third == "1 of 2 runs done, 0 running, 1 failed"
+
+
+def epoch_of(path):
+    """How far the run is that a checkpoint belongs to; its first 32 bytes are a checksum."""
+    return torch.load(io.BytesIO(path.read_bytes()[32:]), weights_only=True)["epoch"]
+
+
+# --- on a cluster of three nodes -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """A head and two more nodes, one CPU each; Ray is not connected."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        made = Cluster()
+        for _ in range(3):
+            add(made)
+        yield made
+        made.shutdown()
+
+
+def add(nodes):
+    return nodes.add_node(num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False)
+
+
+@needs_ray
+def test_a_grid_has_the_numbers_of_this_process(nodes, store, tiny_spec, tmp_path, capfd):
+    specs = [tiny_spec(method, epochs=epochs) for method in ("ce", "ce_sr") for epochs in (1, 2)]
+    runs = run_all(specs, store, address=nodes.address, **HERE | {"progress": True})
+    assert [run.spec for run in runs] == specs
+    assert [store.load(spec) for spec in specs] == runs
+    assert same_as_in_process(runs, tmp_path / "here")
+    assert all(run.provenance["threads"] == 1 for run in runs)
+    assert "4 of 4 runs done, 0 running, 0 failed" in capfd.readouterr().err
+    assert list((store.folder / ".partial").glob("*.pt")) == []
+
+
+@needs_ray
+def test_details_come_as_well_and_a_run_that_diverges_keeps_none_back(nodes, store, tiny_spec):
+    broken, whole = tiny_spec("ce", learning_rate=1e30, clip_norm=None), tiny_spec(epochs=1)
+    with pytest.raises(DivergedError, match=broken.id):
+        run_all([broken, whole], store, address=nodes.address, details=True, **HERE)
+    assert store.missing([broken, whole]) == [broken]
+    other = in_process.run_one(whole, Store(store.folder.parent / "here"), details=True, **HERE)
+    assert numbers(store.load(whole)) == numbers(other)
+    assert store.load(whole).details == other.details  # the checksum of the arrays
+
+
+@needs_ray
+def test_errors_are_those_of_a_sweep(nodes, store, tiny_spec):
+    spec = tiny_spec()
+    with pytest.raises(ClusterError, match=r"no machine has 1 CPUs and 0\.5 GPUs"):
+        run_all([spec], store, address=nodes.address, gpus_per_run=0.5)
+    with pytest.raises(ValueError, match="precision must be"):
+        run_all([spec], store, address=nodes.address, precision="fp8")
+    path = store.checkpoint(spec, "float32")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"cut short")
+    with pytest.raises(StoreError, match=re.escape(str(path))):
+        run_all([spec], store, address=nodes.address, **HERE)
+    with store.locked(spec, "float32"):
+        pass  # the sweep has let go of it
+
+
+@needs_ray
+def test_an_estimate_times_every_place(nodes, capsys):
+    command = ["estimate", "precision", "--profile", "smoke", "--precision", "float32"]
+    assert main([*command, "--ray", nodes.address]) == 0
+    shown = capsys.readouterr().out
+    each = re.search(r"2 x digits, cnn4, 1437 images, 3 epochs: (.*) each", shown)[1]
+    assert f"all of them, 3 at once: {each}\n" in shown  # both at the same time
+
+
+def busy(nodes):
+    """A node that has a run, but not the head."""
+    from ray._private.state import available_resources_per_node
+
+    free = available_resources_per_node()
+    return next((n for n in nodes.worker_nodes if free.get(n.node_id, {}).get("CPU", 0) < 1), None)
+
+
+def lose_nodes(nodes, store, specs, times, monkeypatch):
+    """Sweep over ``specs``; at the checkpoints that come in, kill a node with -9, and add one."""
+    handed, epochs, killed = [], {}, []
+    call, write = cluster._Cluster.call, cluster.write_atomically
+
+    def watched_call(self, function, *given, **more):
+        handed.extend([given[0]] if function is cluster._work else [])
+        return call(self, function, *given, **more)
+
+    def watched_write(path, content):
+        write(path, content)
+        if path.suffix == ".pt":
+            epoch = epoch_of(path)
+            epochs.setdefault(path.name, []).append(epoch)
+            if len(killed) < times and (node := busy(nodes)):
+                nodes.remove_node(node, allow_graceful=False)
+                killed.append(node)
+                add(nodes)
+
+    monkeypatch.setattr(cluster._Cluster, "call", watched_call)
+    monkeypatch.setattr(cluster, "write_atomically", watched_write)
+    runs = run_all(specs, store, address=nodes.address, **HERE)
+    assert len(killed) == times
+    assert len(handed) >= len(specs) + times, "a node was killed that was at no run"
+    assert {run.spec for run in runs} == set(specs)
+    for seen in epochs.values():
+        assert seen == sorted(set(seen)), "an epoch was trained again"
+    assert same_as_in_process(runs, store.folder.parent / "here")
+
+
+@needs_ray
+def test_a_run_goes_on_elsewhere_when_its_node_is_killed(nodes, store, tiny_spec, monkeypatch):
+    specs = [tiny_spec(epochs=8, seed=seed) for seed in (1, 2, 3)]
+    lose_nodes(nodes, store, specs, 1, monkeypatch)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_five_nodes_are_killed(nodes, store, tiny_spec, monkeypatch):
+    specs = [tiny_spec(epochs=40, seed=seed) for seed in (1, 2, 3, 4)]
+    lose_nodes(nodes, store, specs, 5, monkeypatch)
+
+
+SWEEP = """
+import json, sys
+from lnlsr_lib.cluster import run_all
+from lnlsr_lib.spec import RunSpec
+from lnlsr_lib.experiments import experiment_specs
+from lnlsr_lib.store import Store, StoreError
+from lnlsr_lib.trainer import DivergedError
+folder, address, *specs = sys.argv[1:]
+specs = [RunSpec(**json.loads(spec)) for spec in specs]
+run_all(specs, Store(folder), address=address, device="cpu", precision="float32")
+"""
+
+
+def checkpoints(store):
+    """Epochs of the unfinished runs."""
+    found = {}
+    for path in (store.folder / ".partial").glob("*.pt"):
+        with contextlib.suppress(FileNotFoundError):  # just finished
+            found[path.name] = epoch_of(path)
+    return found
+
+
+@needs_ray
+@pytest.mark.slow
+def test_the_driver_is_killed_twice(nodes, store, tiny_spec, tmp_path):
+    specs = [tiny_spec(epochs=12, seed=seed) for seed in (1, 2, 3)]
+    texts = [spec.model_dump_json() for spec in specs]
+    command = [sys.executable, "-c", SWEEP, str(store.folder), nodes.address, *texts]
+    before = {}
+    for _ in range(2):
+        with subprocess.Popen(command) as driver:
+            while not any(epoch > before.get(n, 0) for n, epoch in checkpoints(store).items()):
+                assert driver.poll() is None, "the runs ended before the driver was killed"
+                time.sleep(0.05)
+            driver.send_signal(signal.SIGKILL)
+        after = checkpoints(store)
+        assert all(after.get(name, 12) >= epoch for name, epoch in before.items())
+        before = after
+    subprocess.run(command, check=True)
+    runs = store.runs()
+    assert {run.spec for run in runs} == set(specs)
+    assert len(list((store.folder / "runs").iterdir())) == len(specs)
+    assert same_as_in_process(runs, tmp_path / "here")
+    assert checkpoints(store) == {}
+
+
+@needs_ray
+@pytest.mark.slow
+def test_the_smoke_grid_of_table_1_has_the_numbers_of_this_process(nodes, store, tmp_path):
+    """A share of its cells: every ``LNLSR_EVERY``-th, or all."""
+    specs = experiment_specs("table1", "smoke")[:: int(os.environ.get("LNLSR_EVERY", "1"))]
+    runs = run_all(specs, store, address=nodes.address, **HERE)
+    assert same_as_in_process(runs, tmp_path / "here")
