@@ -180,9 +180,10 @@ def kept_rows(labels: Tensor, ignore_index: int | None) -> Tensor | None:
     if ignore_index is None or not isinstance(labels, Tensor) or labels.is_floating_point():
         return None
     if labels.numel() and not torch.compiler.is_compiling():
-        nearest = look(labels.amin() if ignore_index < 0 else labels.amax())
-        beyond = nearest is not None and (nearest > ignore_index) == (ignore_index < 0)
-        if beyond and nearest != ignore_index:
+        nearest = look(labels.min() if ignore_index < 0 else labels.max())
+        if nearest is not None and (
+            nearest > ignore_index if ignore_index < 0 else nearest < ignore_index
+        ):
             return None
     return labels != ignore_index
 

@@ -434,7 +434,7 @@ def test_gradients_per_sample_by_vmap(name, params):
     torch.testing.assert_close(each(logits.detach(), labels), summed)
 
 
-@pytest.mark.parametrize(("name", "params"), CASES)
+@pytest.mark.parametrize(("name", "params"), dict(CASES).items())
 def test_one_graph_and_the_same_numbers_compiled_exported_and_fake(name, params):
     logits, labels = (t.detach() for t in draw(n=6, k=4))
     labels[1] = -100

@@ -3,13 +3,16 @@
 And class imbalance: who is kept, and how many.
 """
 
+from functools import partial
 from itertools import chain, product
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lnlsr_lib.noise import (
     ASYMMETRIC_FLIPS,
@@ -619,3 +622,52 @@ def test_other_imbalance_and_bad_labels_are_refused():
         imbalanced_subset(torch.tensor([0, 10**12]), "step", 0.1, generator())
     with pytest.raises(TypeError, match="labels must be int64"):
         imbalanced_subset(torch.tensor([0.0, 1.0]), "step", 0.1, generator())
+
+
+# --- memory, and where the draws come from --------------------------------------------------------
+
+
+def test_memory_grows_with_the_labels_alone():
+    """No tensor of samples by classes: 20,000 labels of 500 classes have 10 million such cells."""
+
+    class Largest(TorchDispatchMode):
+        cells = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                self.cells = max(self.cells, out.numel())
+            return out
+
+    labels = torch.arange(20_000) % 500
+    transition = symmetric_transition(500, 0.4)
+    with Largest() as largest:
+        noisy = corrupt_labels(labels, transition, generator(0))
+    assert largest.cells <= max(len(labels), transition.numel())
+    assert (noisy != labels).double().mean().item() == pytest.approx(0.4, abs=0.02)
+
+
+def test_each_label_is_drawn_from_its_own_row_as_if_alone():
+    labels = torch.randint(7, (500,), generator=generator(3))
+    weights = torch.rand(7, 7, generator=generator(4), dtype=torch.float64)
+    transition = weights / weights.sum(dim=1, keepdim=True)
+    draws = torch.rand(500, 1, generator=generator(5), dtype=torch.float64)
+    cumulative = transition.cumsum(dim=1)[labels]
+    expected = (cumulative / cumulative[:, -1:] <= draws).sum(dim=1)
+    assert torch.equal(corrupt_labels(labels, transition, generator(5)), expected)
+
+
+@pytest.mark.parametrize("kind", ["clean", "symmetric", "asymmetric"])
+@pytest.mark.parametrize("variant", ["paper", "official"])
+def test_a_seed_stands_for_its_generator_and_others_are_refused(kind, variant):
+    labels = torch.arange(400) % 10
+    rate = 0.0 if kind == "clean" else np.float32(0.5)
+    draw = partial(noisy_labels, labels, "cifar10", np.int64(10), kind, rate, variant=variant)
+    assert torch.equal(draw(7), draw(generator(7)))
+    for other in (None, np.random.default_rng(0), 0.5):
+        with pytest.raises(TypeError, match=r"generator must be a torch\.Generator of the CPU"):
+            draw(other)
+    assert torch.equal(
+        imbalanced_subset(labels, "step", np.float64(0.5), 3),
+        imbalanced_subset(labels, "step", 0.5, generator(3)),
+    )
