@@ -399,7 +399,7 @@ def findings(runs: list[StoredRun], counts: dict[str, int]) -> str:
         )
     said.append(
         "**The authors' code departs from the paper** in its label noise and elsewhere; each "
-        "departure is [executed and measured](code_vs_paper.md)."
+        "departure is [executed and measured](notebooks/code_vs_paper.ipynb)."
     )
     said.append(
         f"All of it took {hours:.1f} hours of computing, in {len(runs)} [stored runs](runs.md)."

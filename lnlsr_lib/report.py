@@ -244,6 +244,8 @@ def grid(cells: Sequence[Cell]) -> Html:
 
 def follows_protocol(spec: RunSpec) -> bool:
     """Whether this is a run of the paper's own: no swept parameter, no variant of the code's."""
+    if spec.profile == "smoke":  # has a data set of its own
+        return False
     fields = {"noise", "noise_rate", "imbalance", "imbalance_ratio", "human_labels", "transition"}
     given = spec.model_dump(include=fields | {"profile", "seed"})
     protocol = make_spec(spec.dataset, spec.method, **given)
