@@ -237,8 +237,8 @@ def lose_nodes(nodes, store, specs, times, monkeypatch):
         handed.extend([given[0]] if function is cluster._work else [])
         return call(self, function, *given, **more)
 
-    def watched_write(path, content):
-        write(path, content)
+    def watched_write(path, *rest):
+        write(path, *rest)
         if path.suffix == ".pt":
             epoch = epoch_of(path)
             epochs.setdefault(path.name, []).append(epoch)
