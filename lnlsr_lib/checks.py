@@ -7,6 +7,7 @@ no values to look at.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,14 @@ from torch import Tensor
 
 # fmt: off
 __all__ = [
-    "check_generator", "check_labels", "check_logits", "check_range", "check_reduction",
-    "check_rows", "check_whole", "kept_rows", "look", "reduce_rows",
+    "check_generator", "check_labels", "check_logits", "check_parameter", "check_place",
+    "check_range", "check_reduction", "check_rows", "check_whole", "kept_rows", "look",
+    "reduce_rows", "warn_of_softmax",
 ]
 # fmt: on
 
 REDUCTIONS = ("mean", "sum", "none")
+SMALLEST, LARGEST = 1e-30, 1e30  # of parameters; float32 goes from 1.2e-38 to 3.4e38
 
 
 def look(tensor: Tensor) -> int | float | bool | None:
@@ -66,6 +69,17 @@ def check_range(
         interval = f"{left}{lower}, inf)" if high is None else f"{left}{lower}, {high:g}]"
         raise ValueError(f"{name} must be in {interval}, got {value!r}")
     return value
+
+
+def check_parameter(name: str, value: Any, *interval: float, open_low: bool = False) -> float:
+    """As :func:`check_range`; what is not 0 is of a size in [1e-30, 1e30], too.
+
+    Losses are computed in float32, which holds little more.
+    """
+    number = check_range(name, value, *interval, open_low=open_low)
+    if number and not SMALLEST <= abs(number) <= LARGEST:
+        raise ValueError(f"{name} must be 0, or of a size in [1e-30, 1e30], got {number!r}")
+    return number
 
 
 def check_whole(name: str, value: Any, low: int) -> int:
@@ -175,6 +189,26 @@ def check_labels(
             raise ValueError(f"{name} must be in [0, {num_classes - 1}], got {low} to {high}")
 
 
+def check_place(logits: Tensor, labels: Any) -> None:
+    """Raise ValueError if the labels are on another device than the logits."""
+    device = getattr(labels, "device", logits.device)
+    if device != logits.device:
+        raise ValueError(f"labels must be on the logits' {logits.device}, and are on {device}")
+
+
+def warn_of_softmax(logits: Tensor) -> None:
+    """Warn if ``logits`` are what a softmax gives: in every row none negative, and the sum 1."""
+    if torch.compiler.is_compiling() or len(logits) < 2:
+        return
+    sums = logits.detach().sum(dim=1)
+    if look(((logits.detach() >= 0).all()) & ((sums - 1).abs() < 1e-4).all()):
+        warnings.warn(
+            "logits look like the output of a softmax: none is negative, and every row sums to 1. "
+            "Give the network's outputs as they are, without a softmax",
+            stacklevel=5,
+        )
+
+
 def kept_rows(labels: Tensor, ignore_index: int | None) -> Tensor | None:
     """Which labels are not ``ignore_index``, bool; None if all are known to be kept."""
     if ignore_index is None or not isinstance(labels, Tensor) or labels.is_floating_point():
@@ -207,9 +241,11 @@ def reduce_rows(
         weight: of each row, (N, ...); the mean is over its sum.
 
     Raises:
-        ValueError: another reduction.
+        ValueError: another reduction, or the mean of no rows.
     """
     check_reduction(reduction)
+    if reduction == "mean" and not rows.numel():
+        raise ValueError("a batch must have one sample at least: the mean over none is no number")
     if weight is not None:
         rows = rows * weight
     if kept is not None:

@@ -25,12 +25,15 @@ from lnlsr_lib.checks import (
     check_generator,
     check_labels,
     check_logits,
+    check_parameter,
+    check_place,
     check_range,
     check_reduction,
     check_rows,
     check_whole,
     kept_rows,
     reduce_rows,
+    warn_of_softmax,
 )
 
 __all__ = [
@@ -62,6 +65,7 @@ def _log_softmax(logits: Tensor, labels: Tensor) -> Tensor:
     """log u, (N, K), in at least float32, once both arguments are checked."""
     logits = check_logits(logits)
     check_labels(labels, logits.shape[1], (logits.shape[0], *logits.shape[2:]))
+    check_place(logits, labels)
     log_u = logits.log_softmax(dim=1)
     if not torch.compiler.is_compiling():  # NaN anywhere in a row makes its softmax NaN throughout
         check_rows(log_u.detach().select(1, 0).sum(), logits)
@@ -132,7 +136,7 @@ def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 0.5, detach: bool 
 
     Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017; detach, the authors' code.
     """
-    gamma = check_range("gamma", gamma, 0.0)
+    gamma = check_parameter("gamma", gamma, 0.0)
     return _focal(_log_target(logits, labels), gamma, detach)
 
 
@@ -160,8 +164,8 @@ def generalized_cross_entropy(
 
     Source: Zhang and Sabuncu, NeurIPS 2018; the floor, the authors' code.
     """
-    q = check_range("q", q, 0.0, 1.0, open_low=True)
-    floor = check_range("floor", floor, 0.0, 1.0)
+    q = check_parameter("q", q, 0.0, 1.0, open_low=True)
+    floor = check_parameter("floor", floor, 0.0, 1.0)
     log_u = _log_target(logits, labels)
     if floor:
         log_u = log_u.clamp_min(math.log(floor))
@@ -187,7 +191,7 @@ def mean_absolute_error(logits: Tensor, labels: Tensor, scale: float = 2.0) -> T
 
     Source: Ghosh et al., AAAI 2017; both scales as in the authors' code.
     """
-    scale = check_range("scale", scale, 0.0, open_low=True)
+    scale = check_parameter("scale", scale, 0.0, open_low=True)
     return -scale * torch.expm1(_log_target(logits, labels))
 
 
@@ -255,7 +259,7 @@ def normalized_focal_loss(
 
     Source: Ma et al., ICML 2020.
     """
-    gamma = check_range("gamma", gamma, 0.0)
+    gamma = check_parameter("gamma", gamma, 0.0)
     focal = _focal(_of_all(_log_softmax(logits, labels)), gamma, detach)
     return _at(focal, labels) / focal.sum(dim=1)
 
@@ -278,7 +282,7 @@ def partially_huberised_cross_entropy(logits: Tensor, labels: Tensor, t: float =
 
     Source: Menon et al., ICLR 2020.
     """
-    t = check_range("t", t, 1.0, open_low=True)
+    t = check_parameter("t", t, 1.0, open_low=True)
     log_u = _log_target(logits, labels)
     return torch.where(log_u > -math.log(t), -log_u, math.log(t) + 1 - t * log_u.exp())
 
@@ -317,6 +321,7 @@ class Loss(nn.Module):
         if function is not None:
             function(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), **params)
         self.function, self.params = function, params
+        self._new = True  # no batch was looked at
 
     def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
         """One loss per sample, (N,)."""
@@ -328,6 +333,9 @@ class Loss(nn.Module):
         if kept is not None:
             labels = torch.where(kept, labels, 0)
         rows = self.per_sample(logits, labels)  # (N,)
+        if not torch.compiler.is_compiling() and self._new:
+            self._new = False
+            warn_of_softmax(logits)
         weight = self.weight
         if weight is not None:
             if len(weight) != logits.shape[1]:
@@ -391,8 +399,8 @@ class WeightedSum(Loss):
     ) -> None:
         super().__init__(reduction, **more)
         self.first, self.second = first, second
-        self.alpha = check_range("alpha", alpha, 0.0)
-        self.beta = check_range("beta", beta, 0.0)
+        self.alpha = check_parameter("alpha", alpha, 0.0)
+        self.beta = check_parameter("beta", beta, 0.0)
         if self.params:
             raise TypeError(f"there are no parameters {', '.join(self.params)}")
 

@@ -153,7 +153,8 @@ def pair_transition(num_classes: int, flips: Mapping[int, int], noise_rate: floa
     transition = torch.eye(num_classes, dtype=torch.float64)
     for source, target in flips.items():
         inside = all(
-            isinstance(k, (int, np.integer)) and 0 <= k < num_classes for k in (source, target)
+            isinstance(k, (int, np.integer)) and not isinstance(k, bool) and 0 <= k < num_classes
+            for k in (source, target)
         )
         if not inside or source == target:
             raise ValueError(

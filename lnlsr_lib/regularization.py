@@ -19,13 +19,15 @@ from torch.nn import functional as F
 
 from lnlsr_lib.checks import (
     check_logits,
-    check_range,
+    check_parameter,
+    check_place,
     check_reduction,
     check_rows,
     check_whole,
     kept_rows,
     look,
     reduce_rows,
+    warn_of_softmax,
 )
 
 __all__ = ["SparseRegularization", "critical_weight", "lp_norm", "sharpen", "sparse_rates"]
@@ -61,7 +63,7 @@ def sharpen(logits: Tensor, temperature: float, unit_logits: bool = False) -> Te
     Raises:
         TypeError, ValueError: bad logits or temperature.
     """
-    temperature = check_range("temperature", temperature, 0.0, open_low=True)
+    temperature = check_parameter("temperature", temperature, 0.0, open_low=True)
     return _sharpen(check_logits(logits), temperature, unit_logits)
 
 
@@ -87,7 +89,7 @@ def lp_norm(probabilities: Tensor, p: float) -> Tensor:
     Raises:
         TypeError, ValueError: bad probabilities' shape or dtype, or p.
     """
-    p = check_range("p", p, 0.0, 1.0, open_low=True)
+    p = check_parameter("p", p, 0.0, 1.0, open_low=True)
     return check_logits(probabilities).clamp(CLAMP, 1.0).pow(p).sum(dim=1)
 
 
@@ -118,7 +120,7 @@ def critical_weight(loss: nn.Module, num_classes: int, p: float) -> float:
         TypeError, ValueError: bad arguments.
     """
     num_classes = check_whole("num_classes", num_classes, 2)
-    p = check_range("p", p, 0.0, 1.0, open_low=True)
+    p = check_parameter("p", p, 0.0, 1.0, open_low=True)
     if p == 1:
         return math.inf
     exact = copy.deepcopy(loss).to("cpu", torch.float64)
@@ -188,8 +190,8 @@ class SparseRegularization(nn.Module):
             its first epoch.
 
     Raises:
-        TypeError, ValueError: an argument out of its range; a loss that is no module, or takes no
-            logits with one label each.
+        TypeError, ValueError: an argument out of its range; a loss that is no module, takes no
+            logits with one label each, or has SR in it.
 
     Source: the paper, equations 7 and 9, section 3.1 (remark).
     """
@@ -211,15 +213,19 @@ class SparseRegularization(nn.Module):
         theirs = type(loss).__module__ == nn.CrossEntropyLoss.__module__
         if theirs and not isinstance(loss, WRAPPED):
             raise ValueError(f"loss must be of logits and one label each, got {loss}")
+        if any(isinstance(module, SparseRegularization) for module in loss.modules()):
+            raise ValueError("loss must not have SR in it already: its norm would count twice")
+        if not isinstance(unit_logits, bool):
+            raise TypeError(f"unit_logits must be a bool, got {unit_logits!r}")
         check_reduction(getattr(loss, "reduction", "mean"))
         whole = isinstance(every, (int, np.integer, Fraction)) and not isinstance(every, bool)
         if not whole or every <= 0:
             raise ValueError(f"every must be an int or Fraction > 0, in epochs, got {every!r}")
         self.loss = loss
-        self.temperature = check_range("temperature", temperature, 0.0, open_low=True)
-        self.p = check_range("p", p, 0.0, 1.0, open_low=True)
-        self.initial_weight = check_range("weight (lambda)", weight, 0.0)
-        self.growth = check_range("growth", growth, 0.0, open_low=True)
+        self.temperature = check_parameter("temperature", temperature, 0.0, open_low=True)
+        self.p = check_parameter("p", p, 0.0, 1.0, open_low=True)
+        self.initial_weight = check_parameter("weight (lambda)", weight, 0.0)
+        self.growth = check_parameter("growth", growth, 0.0, open_low=True)
         self.every = Fraction(every)
         self.unit_logits = unit_logits
         self.warmup = check_whole("warmup", warmup, 0)
@@ -250,7 +256,7 @@ class SparseRegularization(nn.Module):
 
     @weight.setter
     def weight(self, weight: float) -> None:
-        weight = check_range("weight (lambda)", weight, 0.0)
+        weight = check_parameter("weight (lambda)", weight, 0.0)
         self.initial_weight = weight / self._factor(int(self.epochs_done))
 
     def _factor(self, done: int) -> float:
@@ -298,6 +304,7 @@ class SparseRegularization(nn.Module):
     def forward(self, logits: Tensor, labels: Tensor, *more: Tensor) -> Tensor:
         """The objective; ``more`` goes to the wrapped loss as it is, such as sample indices."""
         logits = check_logits(logits)
+        check_place(logits, labels)
         weight, warming = self._state(logits.device)
         if warming is True:
             plain: Tensor = self.loss(logits, labels, *more)
@@ -319,6 +326,8 @@ class SparseRegularization(nn.Module):
             counts = self._counts
             counts[0] += 1
             counts[1] += 1
+            if counts[0] == 1:
+                warn_of_softmax(logits)
             if not counts[0] & (counts[0] - 1):  # the first batch, the 2nd, the 4th, 8th, ...
                 self._watch(z.detach(), labels, more, loss.detach())
         if isinstance(weight, Tensor):

@@ -9,6 +9,7 @@ from lnlsr_lib.checks import (
     check_generator,
     check_labels,
     check_logits,
+    check_parameter,
     check_range,
     check_reduction,
     check_whole,
@@ -34,6 +35,14 @@ def test_check_range_open_low_end():
     check_range("x", 5e-324, 0.0, open_low=True)
     with pytest.raises(ValueError, match=r"^x must be in \(0, inf\), got 0"):
         check_range("x", 0.0, 0.0, open_low=True)
+
+
+@pytest.mark.parametrize("value", [1e-320, 5e-324, 1e308, -1e-31, 1.1e30])
+def test_parameters_are_of_a_size_that_float32_can_compute_with(value):
+    with pytest.raises(ValueError, match=r"x must be 0, or of a size in \[1e-30, 1e30\], got"):
+        check_parameter("x", value)
+    assert check_parameter("x", 0.0) == 0
+    assert check_parameter("x", 1e-30, 0.0, open_low=True) == 1e-30
 
 
 def test_check_range_without_bounds_still_wants_a_finite_number():

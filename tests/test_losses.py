@@ -748,3 +748,19 @@ def test_outside_the_restriction_the_others_are_not_symmetric(name):
     u = torch.tensor([[0.98, 0.01, 0.01], [0.4, 0.3, 0.3]], dtype=torch.float64)
     sums = losses_of_every_class(build_loss(name, reduction="none"), u).sum(dim=1)
     assert abs(sums[0] - sums[1]) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [("gce", {"q": 1e-320}), ("sce", {"alpha": 1e308}), ("fl", {"gamma": 1e-310})],
+)
+def test_parameters_that_float32_cannot_compute_with_are_refused(name, params):
+    with pytest.raises(ValueError, match=r"must be 0, or of a size in \[1e-30, 1e30\]"):
+        build_loss(name, **params)
+
+
+def test_the_smallest_q_is_still_cross_entropy():
+    logits = torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(64) % 10
+    ours = build_loss("gce", q=1e-30)(logits, labels)
+    assert ours == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)

@@ -517,7 +517,7 @@ def test_noise_that_does_not_exist_is_refused(change, message):
         noisy_labels(**good | change)
 
 
-@pytest.mark.parametrize("flips", [{0: 0}, {0: 3}, {3: 0}, {-1: 0}, {0: 1.0}])
+@pytest.mark.parametrize("flips", [{0: 0}, {0: 3}, {3: 0}, {-1: 0}, {0: 1.0}, {True: 0}, {0: True}])
 def test_flips_that_are_none_are_refused(flips):
     with pytest.raises(
         ValueError, match=r"flips must go from one class in \[0, 2\] to another, got"

@@ -758,11 +758,45 @@ class TestWarnings:
         ("every", 2.5, ValueError, "every must be an int or Fraction > 0"),
         ("every", True, ValueError, "every must be an int or Fraction > 0"),
         ("loss", nn.functional.cross_entropy, TypeError, r"loss must be a torch\.nn\.Module"),
+        ("unit_logits", "no", TypeError, "unit_logits must be a bool, got 'no'"),
+        ("unit_logits", 1, TypeError, "unit_logits must be a bool, got 1"),
+        ("temperature", 1e-320, ValueError, r"temperature must be 0, or of a size in"),
+        ("weight", 1e308, ValueError, r"lambda\) must be 0, or of a size in"),
+        ("loss", SparseRegularization(nn.CrossEntropyLoss()), ValueError, "SR in it already"),
+        (
+            "loss",
+            nn.Sequential(SparseRegularization(build_loss("gce"))),
+            ValueError,
+            "its norm would count twice",
+        ),
     ],
 )
 def test_bad_parameters_are_refused(argument, value, error, message):
     with pytest.raises(error, match=message):
         SparseRegularization(**{"loss": nn.CrossEntropyLoss()} | {argument: value})
+
+
+@pytest.mark.parametrize("base", [nn.CrossEntropyLoss(), build_loss("gce"), None])
+def test_batches_that_cannot_be_are_refused(base):
+    """Around PyTorch's loss, around ours, and ours alone."""
+    criterion = build_loss("ce") if base is None else SparseRegularization(base)
+    logits, labels = draw()
+    with pytest.raises(ValueError, match="one sample at least: the mean over none is no number"):
+        criterion(logits[:0], labels[:0])
+    with pytest.raises(ValueError, match="labels must be on the logits' cpu, and are on meta"):
+        criterion(logits, labels.to("meta"))
+
+
+@pytest.mark.parametrize("base", [nn.CrossEntropyLoss(), build_loss("gce"), None])
+def test_the_output_of_a_softmax_is_warned_of_once(base):
+    criterion = build_loss("ce") if base is None else SparseRegularization(base)
+    logits, labels = draw()
+    with pytest.warns(UserWarning, match="logits look like the output of a softmax") as caught:
+        criterion(logits.softmax(dim=1), labels)
+    assert sum("softmax" in str(warning.message) for warning in caught) == 1
+    criterion(logits.softmax(dim=1), labels)  # a second warning would be an error
+    usual = build_loss("ce") if base is None else SparseRegularization(base)
+    usual(logits, labels)
 
 
 def test_bad_parameters_of_the_parts_are_refused():

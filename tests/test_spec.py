@@ -267,7 +267,8 @@ def test_specs_are_frozen(name):
 def test_bad_fields_are_refused(changes):
     name = next(iter(changes))
     with pytest.raises(
-        ValueError, match=f"{name}|noise_rate|gamma|mse|does not take|human|lambda|mean and std"
+        ValueError,
+        match=f"{name}|noise_rate|gamma|mse|does not take|human|lambda|growth|mean and std",
     ) as caught:
         RunSpec(**FIELDS | changes)
     assert isinstance(caught.value, ValidationError)
