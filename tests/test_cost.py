@@ -142,6 +142,20 @@ def test_where_timings_cannot_be_kept_they_are_made_each_time(timed, tmp_path):
     assert len(timed) == 2
 
 
+def test_timings_are_not_kept_nor_taken_on_request(timed, tmp_path):
+    spec = make_spec("mnist", "ce", 0.8)
+    estimate([spec], **CPU, kept=False)
+    assert not cost.timings_file().exists()
+    estimate([spec], **CPU)
+    estimate([spec], **CPU, kept=False)
+    assert len(timed) == 3
+
+
+def test_a_cost_lists_its_runs(timed):
+    specs = [make_spec(d, m, 0.8) for d in ("mnist", "cifar10") for m in ("ce", "gce")]
+    assert [c.specs for c in estimate(specs, **CPU)] == [tuple(specs[:2]), tuple(specs[2:])]
+
+
 def test_a_bar_shows_the_kinds_while_they_are_timed(timed, capsys):
     specs = [make_spec("mnist", "ce", 0.8), make_spec("cifar10", "ce", 0.8)]
     estimate(specs, **CPU, progress=True)
