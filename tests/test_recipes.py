@@ -55,7 +55,7 @@ def test_a_recipe_runs_as_it_stands_and_lambda_follows(name, tmp_path):
     assert result.stdout.count("fine") == (2 if name == "ddp" else 1)
 
 
-def photos(folder, each=24):
+def photos(folder, each=40):
     """Three classes of images: a bright bar at the left, in the middle, at the right; noise."""
     generator = torch.Generator().manual_seed(0)
     for k, name in enumerate(["left", "middle", "right"]):
