@@ -3,8 +3,8 @@
     python benchmarks/criterion.py [--rounds 40] [--compiled]
 
 A step is the value of CE+SR and its gradient. By hand it is three lines around PyTorch's cross
-entropy, with the sum of a fixed number of operations and nothing else. The checks' row has the loss
-with its checks beside the same with them told to step aside. Both sides run in turn in one process,
+entropy and nothing else. The rows of the checks have a loss beside itself with its checks told to
+step aside. Both sides run in turn in one process,
 a ratio a round; times are those of the thread, so that other processes matter little. Writes
 ``results/benchmarks/criterion.csv``; the compiled rows are kept unless they are asked for.
 """

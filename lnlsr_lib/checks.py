@@ -215,9 +215,8 @@ def kept_rows(labels: Tensor, ignore_index: int | None) -> Tensor | None:
         return None
     if labels.numel() and not torch.compiler.is_compiling():
         nearest = look(labels.min() if ignore_index < 0 else labels.max())
-        if nearest is not None and (
-            nearest > ignore_index if ignore_index < 0 else nearest < ignore_index
-        ):
+        sign = 1 if ignore_index < 0 else -1
+        if nearest is not None and sign * nearest > sign * ignore_index:
             return None
     return labels != ignore_index
 

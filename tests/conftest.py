@@ -18,6 +18,11 @@ from lnlsr_lib.spec import RunSpec
 torch.set_num_threads(1)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests train every loss with SR, some far from where anyone would; warnings have their own."""
+    config.addinivalue_line("filterwarnings", "ignore:weight .lambda. = .* is far above")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test may touch the results of real runs or kept timings, not even by its defaults."""

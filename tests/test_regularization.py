@@ -24,9 +24,6 @@ from lnlsr_lib.regularization import (
     sparse_rates,
 )
 
-# Formulas are tried far from where anyone would train.
-pytestmark = pytest.mark.filterwarnings("ignore:weight .lambda. = .* is far above")
-
 BASES = {
     "ce": lambda u: -torch.log(u),
     "fl": lambda u: -((1 - u) ** 0.5) * torch.log(u),
