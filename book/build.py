@@ -435,9 +435,10 @@ def main() -> int:
     (VENDOR / "notebooks").mkdir()
     for path in notebooks:
         shutil.copy(path, VENDOR / "notebooks")
-    runs = [run for run in store.runs() if run.spec.profile != "smoke"]
-    shown = shown_on(runs)
-    write_cards(runs, shown)
+    every = store.runs()
+    shown = shown_on(every)
+    write_cards(every, shown)
+    runs = [run for run in every if run.spec.profile != "smoke"]
     card_map, counts = scorecard(runs)
     parts = {
         "scorecard.html": card_map,

@@ -213,7 +213,7 @@ class Page:
         plots.save_figure(whole, table, self.name, self.store.folder, self.profile)
         return Html(self.note() + shown + (report.badge(self.runs) if self.runs else ""))
 
-    def embeddings(self, keys: plots.Keys, caption: str, columns: int = 4) -> Html:
+    def embeddings(self, keys: plots.Keys, caption: str, columns: int = 2) -> Html:
         """:meth:`figure` of t-SNE panels: of each cell that is asked for, its first seed.
 
         Args:
@@ -253,7 +253,7 @@ class Page:
         )
         return self.claims(*statements)
 
-    def beside(self, caption: str, columns: int = 4) -> Html:
+    def beside(self, caption: str, columns: int = 3) -> Html:
         """:meth:`figure` of all cells: a panel a condition, ours beside the paper's."""
         keys: dict[str, list[Cell]] = {}
         for cell in self.best:

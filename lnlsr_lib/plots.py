@@ -115,6 +115,8 @@ def draw_beside(axes: Axes, cells: Sequence[Cell]) -> None:
         axes: where to draw.
         cells: of one condition.
     """
+    left, bottom, width, height = axes.get_position().bounds  # names are longer than numbers
+    axes.set_position((left + 0.2 * width, bottom, 1.1 * width, height))
     for y, cell in enumerate(cells):
         colour, _ = STYLES.get(cell.spec.method.removesuffix("_sr"), OTHER)
         if cell.paper is not None:
@@ -138,6 +140,8 @@ def draw_embedding(axes: Axes, points: ArrayLike, labels: ArrayLike) -> None:
         labels: (N,), integers.
     """
     axes.set(xticks=[], yticks=[])
+    left, bottom, width, height = axes.get_position().bounds  # no labels: there is more room
+    axes.set_position((left - 0.2 * width, bottom - 0.15 * height, 1.5 * width, 1.15 * height))
     xy, classes = np.asarray(points, dtype=float).reshape(-1, 2), np.asarray(labels, dtype=int)
     if len(xy) == 0 or len(xy) != len(classes):
         axes.text(0.5, 0.5, "not run", ha="center", transform=axes.transAxes)
@@ -203,7 +207,7 @@ def panels(
     whole.suptitle(heading, y=1 - 0.12 / size[1])
     inner = "\n".join(parts)
     return whole, Html(
-        f'<figure class="panels"><div>{inner}</div><figcaption>{caption}</figcaption></figure>'
+        f'<figure class="panels"><div style="--columns:{columns}">{inner}</div><figcaption>{caption}</figcaption></figure>'
     )
 
 
