@@ -207,7 +207,8 @@ def panels(
     whole.suptitle(heading, y=1 - 0.12 / size[1])
     inner = "\n".join(parts)
     return whole, Html(
-        f'<figure class="panels"><div style="--columns:{columns}">{inner}</div><figcaption>{caption}</figcaption></figure>'
+        f'<figure class="panels"><div style="--columns:{columns}">{inner}</div>'
+        f"<figcaption>{caption}</figcaption></figure>"
     )
 
 
