@@ -115,7 +115,7 @@ def main() -> None:
                     row |= {
                         "seed": seed,
                         "variant": variant,
-                        "id": spec.id,
+                        "run": spec.id,
                         "precision": resolve_precision("auto", device),
                         "device": device_name(device),
                         "threads": torch.get_num_threads(),

@@ -316,7 +316,7 @@ def third_party(path, seen):
     ("module", "extra"),
     [
         *((name, None) for name in ("losses", "regularization", "noise", "label_issues")),
-        *(("__main__", None), ("cli", "train"), ("notebook", "train"), ("plots", "book")),
+        *(("__main__", None), ("cli", "train"), ("notebook", "book"), ("plots", "book")),
     ],
 )
 def test_a_module_imports_what_its_extra_brings(module, extra):
