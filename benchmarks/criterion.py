@@ -12,6 +12,7 @@ a ratio a round; times are those of the thread, so that other processes matter l
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import statistics
 import time
@@ -43,6 +44,11 @@ def by_hand(unit_logits: bool) -> Function:
     return objective
 
 
+def yes() -> bool:
+    """That code is being compiled: then no check looks at values."""
+    return True
+
+
 def beside(
     ours: Function, other: Function, n: int, k: int, rounds: int, aside: bool = False
 ) -> tuple[float, float, float]:
@@ -55,8 +61,8 @@ def beside(
     for turn in range(rounds + 1):
         for side in (0, 1) if turn % 2 else (1, 0):
             function = (ours, other)[side]
-            compiling = bool(aside and side)
-            with mock.patch("torch.compiler.is_compiling", lambda now=compiling: now):
+            step_aside = mock.patch("torch.compiler.is_compiling", yes)
+            with step_aside if aside and side else contextlib.nullcontext():
                 begin = time.thread_time()
                 for _ in range(repeats):
                     z.grad = None
@@ -88,7 +94,7 @@ def main() -> None:
         for unit in (False, True):
             ours = SparseRegularization(nn.CrossEntropyLoss(), TAU, P, WEIGHT, unit_logits=unit)
             pairs.append(("CE+SR, " + ("unit" if unit else "plain"), ours, by_hand(unit), False))
-        if not args.compiled:
+        if not args.compiled and n * k > 1e6:  # below, what they do instead is no less
             for name in ("ce", "gce", "nce"):
                 loss = build_loss(name)
                 pairs.append((f"checks of {name}", loss, loss, True))
