@@ -26,7 +26,7 @@ from lnlsr_lib.sweep import run_all
 
 __all__ = ["Page", "check_parameters", "open_page", "seeds_of"]
 
-SMOKE_CELLS = 4  # as many cells of an experiment are trained for a first look
+SMOKE_CELLS = 2  # as many cells of an experiment are trained for a first look
 A100 = 312.0  # peak of the GPU that pages name, TFLOP/s in bf16
 FEATURES = {
     "knn_accuracy": "test images whose ten nearest neighbours name their class, in points more",
