@@ -69,6 +69,7 @@ def check_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
             declared, given = [ast.unparse(one.target) for one in body], []
         elif source.startswith(INJECTED):
             given = [ast.unparse(t) for one in body for t in getattr(one, "targets", ())]
+    declared = declared or list(namespace["__annotations__"])  # a kernel that keeps no history
     for name in given:
         if name not in declared:
             raise ValueError(f"unknown parameter {name!r}; there are: {', '.join(declared)}")
