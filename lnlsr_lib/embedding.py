@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import sklearn
+import torch
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 __all__ = ["embed"]
@@ -42,17 +44,19 @@ def embed(features: Tensor, labels: Tensor) -> tuple[NDArray[np.float32], dict[s
         )
     x, y = features.float().numpy(), labels.numpy()
     k = min(NEIGHBOURS, len(x) - 1)
-    near = NearestNeighbors(n_neighbors=k).fit(x).kneighbors(return_distance=False)  # (N, k)
-    votes = np.eye(int(y.max()) + 1)[y[near]].sum(axis=1)  # (N, K)
     perplexity = min(PERPLEXITY, (len(x) - 1) / 3)
+    with threadpool_limits(torch.get_num_threads()):  # as many as a run records: the same bits
+        near = NearestNeighbors(n_neighbors=k).fit(x).kneighbors(return_distance=False)  # (N, k)
+        silhouette = float(silhouette_score(x, y)) if len(np.unique(y)) > 1 else None
+        flat = TSNE(init="pca", perplexity=perplexity, random_state=SEED).fit_transform(x)
+    votes = np.eye(int(y.max()) + 1)[y[near]].sum(axis=1)  # (N, K)
     numbers = {
         "knn_accuracy": 100 * float((votes.argmax(axis=1) == y).mean()),
         "neighbours": k,
-        "silhouette": float(silhouette_score(x, y)) if len(np.unique(y)) > 1 else None,
+        "silhouette": silhouette,
         "perplexity": perplexity,
         "seed": SEED,
         "scikit-learn": sklearn.__version__,
         "numpy": np.__version__,
     }
-    flat = TSNE(init="pca", perplexity=perplexity, random_state=SEED).fit_transform(x)
     return np.asarray(flat, np.float32), numbers

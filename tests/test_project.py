@@ -70,14 +70,25 @@ def test_every_pin_runs_on_every_python_that_the_project_allows():
     assert {"torch", "numpy", "jupyter-book", "soupsieve", "pytest"} <= seen
 
 
-def make(*arguments, folder=ROOT, **environment):
-    return subprocess.run(
-        ["make", *arguments],
-        cwd=folder,
-        env={"PATH": "/usr/bin:/bin", **environment},
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture
+def make(tmp_path):
+    """Calls make where nothing is set up: in this folder another one may be holding the lock."""
+    folder = tmp_path / "fresh"
+    (folder / "scripts").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "scripts/locked.py"):
+        shutil.copy(ROOT / name, folder / name)
+
+    def call(*arguments, **environment):
+        return subprocess.run(
+            ["make", *arguments],
+            cwd=folder,
+            env={"PATH": "/usr/bin:/bin", **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return call
 
 
 needs_make = pytest.mark.skipif(
@@ -94,7 +105,7 @@ def interpreter(path, version):
 
 
 @needs_make
-def test_make_takes_the_newest_python_that_fits(tmp_path):
+def test_make_takes_the_newest_python_that_fits(make, tmp_path):
     """3.14 is broken here, as a version manager's stand-in is, and python3 is too new."""
     (tmp_path / "python3.14").write_text("#!/bin/sh\nexit 127\n")
     (tmp_path / "python3.14").chmod(0o755)
@@ -108,7 +119,7 @@ def test_make_takes_the_newest_python_that_fits(tmp_path):
 
 @needs_make
 @pytest.mark.parametrize("version", [(3, 10, 13), (3, 15, 0), (2, 7, 18)])
-def test_make_says_in_one_line_which_python_it_needs(tmp_path, version):
+def test_make_says_in_one_line_which_python_it_needs(make, tmp_path, version):
     interpreter(tmp_path / "mine", version)
     for target in ("setup", "book", "test", "lint", "format", "notebooks", "release"):
         done = make("--no-print-directory", target, f"PYTHON={tmp_path / 'mine'}")
@@ -129,7 +140,7 @@ def test_make_and_the_project_allow_the_same_pythons():
 
 
 @needs_make
-def test_no_recipe_calls_a_script_whose_first_line_names_a_folder():
+def test_no_recipe_calls_a_script_whose_first_line_names_a_folder(make):
     for target in ("in-book", "in-test", "in-release", "lint", "format"):
         recipe = make("-n", target, f"PYTHON={sys.executable}").stdout
         assert recipe
