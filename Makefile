@@ -12,6 +12,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A moved checkout has another stamp: what is installed there is the folder it came from.
 READY := $(VENV)/.ready-$(shell pwd | cksum | cut -d ' ' -f 1)
+# Tests are shared out to as many processes as there are cores, up to 8, of one thread each.
+ONE_CORE_EACH := OMP_NUM_THREADS=1
+SHARED_OUT := --numprocesses auto --maxprocesses 8
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 # Two makes at once take turns.
 LOCKED := $(MAKE) --no-print-directory
@@ -53,8 +56,9 @@ test: python  ## run every test, and every notebook in the smoke profile
 	+@$(LOCKED) in-test
 
 in-test: $(READY)
-	$(BIN)/python -m pytest
-	LNLSR_RESULTS=$$(mktemp -d) $(BIN)/python -m pytest --nbval-lax \
+	$(ONE_CORE_EACH) $(BIN)/python -m pytest $(SHARED_OUT) --dist worksteal
+	LNLSR_RESULTS=$$(mktemp -d) $(ONE_CORE_EACH) $(BIN)/python -m pytest $(SHARED_OUT) \
+		--dist loadscope --nbval-lax \
 		--nbval-kernel-startup-timeout 300 --nbval-cell-timeout 900 $(NOTEBOOKS)
 
 lint: setup  ## check style and types
