@@ -33,7 +33,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SkipValidation, TypeAdapter
 
 from lnlsr_lib.data import named_folder
 from lnlsr_lib.spec import PROTOCOL_VERSION, RunSpec
@@ -50,36 +50,6 @@ class StoreError(RuntimeError):
 
 class BusyError(StoreError):
     """Another process is training this run."""
-
-
-@dataclass(frozen=True)
-class StoredRun:
-    """A finished run as it lies in the store: what was trained, what came out, and how.
-
-    Attributes:
-        spec, history, confusion: see :class:`lnlsr_lib.trainer.RunResult`.
-        provenance: code, versions, device, precision, time.
-        features: how well the test features separate the classes, see
-            :func:`lnlsr_lib.embedding.embed`, or None.
-        details: SHA-256 of the file that :meth:`Store.details` reads, or None.
-    """
-
-    spec: RunSpec
-    history: dict[str, list[float]]
-    provenance: dict[str, Any]
-    confusion: list[list[int]] = field(default_factory=list)
-    features: dict[str, Any] | None = None
-    details: str | None = None
-
-    @property
-    def final_accuracy(self) -> float:
-        """Test accuracy after the last epoch, percent."""
-        return self.history["test_accuracy"][-1]
-
-    @property
-    def best_accuracy(self) -> float:
-        """The highest test accuracy of any epoch, percent."""
-        return max(self.history["test_accuracy"])
 
 
 class _Provenance(BaseModel):
@@ -99,25 +69,39 @@ class _Provenance(BaseModel):
     realised_noise_rate: Annotated[float, Field(ge=0, le=1, strict=True)] | None
 
 
-class _File(BaseModel):
-    """The content of a result file, as it is written and as it is read."""
+@dataclass(frozen=True)
+class StoredRun:
+    """A finished run as it lies in the store: what was trained, what came out, and how.
 
-    model_config = ConfigDict(extra="forbid")
+    Attributes:
+        spec, history, confusion: see :class:`lnlsr_lib.trainer.RunResult`.
+        provenance: code, versions, device, precision, time.
+        features: how well the test features separate the classes, see
+            :func:`lnlsr_lib.embedding.embed`, or None.
+        details: SHA-256 of the file that :meth:`Store.details` reads, or None.
+    """
 
-    id: str
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     spec: RunSpec
-    history: Any
-    confusion: Any
-    features: dict[str, Any] | None
-    details: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
-    provenance: _Provenance
+    history: SkipValidation[dict[str, list[float]]]
+    provenance: dict[str, Any]
+    confusion: SkipValidation[list[list[int]]] = field(default_factory=list)
+    features: dict[str, Any] | None = None
+    details: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 
-    @model_validator(mode="after")
-    def _whole(self) -> _File:
-        check_record(self.history, self.confusion, self.spec.epochs)
-        if self.id != self.spec.id:
-            raise ValueError(f"the id is {self.id}, and that of the spec {self.spec.id}")
-        return self
+    @property
+    def final_accuracy(self) -> float:
+        """Test accuracy after the last epoch, percent."""
+        return self.history["test_accuracy"][-1]
+
+    @property
+    def best_accuracy(self) -> float:
+        """The highest test accuracy of any epoch, percent."""
+        return max(self.history["test_accuracy"])
+
+
+STORED = TypeAdapter(StoredRun)  # which reads one; a StoredRun of one's own is not looked at
 
 
 def results_folder() -> Path:
@@ -138,21 +122,15 @@ def results_folder() -> Path:
 def code_version() -> dict[str, Any]:
     """Version of the library, and the git commit it lies in; ``modified`` if the code differs."""
 
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True
-            )
-        except OSError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    changes = git("status", "--porcelain", "--", ".")
-    return {
-        "lnlsr": version("lnlsr"),
-        "commit": git("rev-parse", "HEAD"),
-        "modified": None if changes is None else bool(changes),
-    }
+    command = ["git", "status", "--porcelain=v2", "--branch", "--", "."]
+    found: dict[str, Any] = {"lnlsr": version("lnlsr"), "commit": None, "modified": None}
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        here = Path(__file__).parent
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
+        head, *lines = done.stdout.splitlines()
+        found["commit"] = head.removeprefix("# branch.oid ")
+        found["modified"] = any(not line.startswith("#") for line in lines)
+    return found
 
 
 def write_atomically(path: Path, content: bytes, scratch: Path | None = None) -> None:
@@ -279,11 +257,14 @@ class Store:
         content = json.loads(text)
         if not isinstance(content, dict) or content.pop("sha256", None) != _checksum(content):
             raise ValueError("its checksum is wrong: it was cut short or changed by hand")
-        file = _File.model_validate(content)
-        if path.name != self.path(file.spec, file.provenance.precision).name:
-            raise ValueError(f"it was renamed: it holds {file.id} in {file.provenance.precision}")
-        del content["id"]
-        return StoredRun(**content | {"spec": file.spec})
+        named = content.pop("id", None)
+        run = STORED.validate_python(content)
+        _Provenance.model_validate(run.provenance)
+        check_record(run.history, run.confusion, run.spec.epochs)
+        precision = run.provenance["precision"]
+        if (named, path.name) != (run.spec.id, self.path(run.spec, precision).name):
+            raise ValueError(f"it was renamed: it holds {run.spec.id} in {precision}")
+        return run
 
     def read(self, path: Path) -> StoredRun:
         """Read one result file, and verify it.
@@ -299,8 +280,12 @@ class Store:
                 f"{path} is not a readable result ({problem}); delete it and run again"
             ) from error
 
-    def load(self, spec: RunSpec, precision: str | None = None) -> StoredRun | None:
+    def load(
+        self, spec: RunSpec, precision: str | None = None, *, details: bool = False
+    ) -> StoredRun | None:
         """The stored run of this spec, or None; float32 first if no precision is named.
+
+        With ``details``, a run that was stored without them does not count.
 
         Raises:
             StoreError: the file is there but not readable.
@@ -308,7 +293,8 @@ class Store:
         for choice in PRECISIONS if precision is None else (precision,):
             path = self.path(spec, choice)
             if path.exists():
-                return self.read(path)
+                run = self.read(path)
+                return run if run.details or not details else None
         return None
 
     def details(self, run: StoredRun) -> dict[str, NDArray[Any]]:
@@ -324,12 +310,11 @@ class Store:
         path = self.path(run.spec, run.provenance["precision"]).with_suffix(".npz")
         if run.details is None:
             raise StoreError(f"{run.spec.id} was stored without details")
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
+        content = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(content).hexdigest() != run.details:
-            raise StoreError(f"{path} was cut short or changed; delete the run, and run it again")
+            raise StoreError(
+                f"{path} is missing, cut short or changed; delete the run, and repeat it"
+            )
         with np.load(io.BytesIO(content)) as arrays:
             return dict(arrays)
 
@@ -349,31 +334,27 @@ class Store:
 
     def table(self) -> pd.DataFrame:
         """All finished runs as a table, one row each: spec, accuracies, provenance."""
+        what = ("dataset", "method", "noise", "noise_rate", "profile", "epochs", "seed")
+        how = ("precision", "device", "seconds", "commit")
         rows = [
-            {
-                **run.spec.model_dump(include={"dataset", "method", "noise", "noise_rate"}),
-                **run.spec.model_dump(include={"profile", "epochs", "seed"}),
-                "final_accuracy": run.final_accuracy,
-                "best_accuracy": run.best_accuracy,
-                **{k: run.provenance[k] for k in ("precision", "device", "seconds", "commit")},
-                "id": run.spec.id,
-            }
+            {name: getattr(run.spec, name) for name in what}
+            | {"final_accuracy": run.final_accuracy, "best_accuracy": run.best_accuracy}
+            | {name: run.provenance[name] for name in how}
+            | {"id": run.spec.id}
             for run in self.runs()
         ]
         return pd.DataFrame(rows)
 
     # --- unfinished runs ---
 
-    @contextlib.contextmanager
-    def locked(self, spec: RunSpec, precision: str) -> Iterator[None]:
+    def locked(self, spec: RunSpec, precision: str) -> contextlib.AbstractContextManager[None]:
         """Hold the run for this process; a killed process lets go of it.
 
         Raises:
             BusyError: another process is at it.
             StoreError: the folder cannot be written.
         """
-        with self._locked(f"{spec.id}.{precision}"):
-            yield
+        return self._locked(f"{spec.id}.{precision}")
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -440,13 +421,14 @@ class Store:
             content = path.read_bytes()
             if hashlib.sha256(content[32:]).digest() != content[:32]:
                 raise ValueError("its checksum is wrong")
-            state = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(
+                io.BytesIO(content[32:]), map_location="cpu", weights_only=True
+            )
             check_state(state, spec, precision)
+            return state
         except Exception as error:
             problem = " ".join(str(error).split())[:300]
             raise StoreError(
                 f"the checkpoint {path} is not usable ({problem}); delete it to train from the "
                 "start"
             ) from error
-        found: dict[str, Any] = state
-        return found

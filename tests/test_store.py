@@ -213,10 +213,10 @@ def test_details_lie_beside_the_run_and_are_verified(store, small_spec):
     store.save(result, {"knn_accuracy": 90.0}, arrays)
     assert beside.read_bytes() == whole  # the same arrays, the same bytes
     beside.write_bytes(whole[:-1])
-    with pytest.raises(StoreError, match=r"npz was cut short or changed"):
+    with pytest.raises(StoreError, match=r"npz is missing, cut short or changed"):
         store.details(run)
     beside.unlink()
-    with pytest.raises(StoreError, match=r"npz cannot be read"):
+    with pytest.raises(StoreError, match=r"npz is missing, cut short or changed"):
         store.details(run)
 
 
