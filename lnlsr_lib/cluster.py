@@ -24,7 +24,6 @@ from typing import Any
 
 import filelock
 import torch
-from tqdm import tqdm
 
 from lnlsr_lib.checks import check_range
 from lnlsr_lib.cost import Cost, duration, estimate
@@ -38,7 +37,7 @@ from lnlsr_lib.trainer import DivergedError
 __all__ = ["ClusterError", "estimate_on", "makespan", "run_all"]
 
 POLL_SECONDS = 1.0
-LOG_SECONDS = 60.0  # between two lines of a log while no run ends
+LOG_SECONDS = 30.0  # between two lines while no run ends
 LOSSES = 5  # of a run's workers, with no epoch between them; then it is given up
 
 
@@ -184,31 +183,27 @@ def _connected(
         ray.shutdown()
 
 
-class _Display:
-    """How many runs are done, running and failed, and the time left: a bar on a terminal, lines in
-    a log. ``work`` says how the runs' times compare."""
+class _Log:
+    """How far a sweep is: a line on standard error when a run ends, and every half minute. ``work``
+    says how the runs' times compare."""
 
     def __init__(self, shown: bool, work: dict[RunSpec, float]) -> None:
         self.shown, self.work, self.last = shown, work, (-1, 0.0)
         self.first: tuple[float, float] | None = None
-        form, hidden = "{percentage:3.0f}%|{bar}| {desc}", None if shown else True
-        self.bar = tqdm(total=sum(work.values()), bar_format=form, disable=hidden)
 
     def show(self, done: int, running: int, failed: int, epochs: dict[RunSpec, int]) -> None:
         """With the ``epochs`` that are done of each run."""
-        now, ended, total = time.monotonic(), done + failed, sum(self.work.values())
+        now, ended = time.monotonic(), done + failed
         ready = sum(self.work[spec] * epochs.get(spec, 0) / spec.epochs for spec in self.work)
-        self.first = self.first or (ready, now)
+        before, start = self.first = self.first or (ready, now)
+        if not self.shown or (self.last[0] == ended and now - self.last[1] < LOG_SECONDS):
+            return
+        self.last = ended, now
         text = f"{done} of {len(self.work)} runs done, {running} running, {failed} failed"
-        if self.first[0] < ready and ended < len(self.work):
-            pace = (ready - self.first[0]) / (now - self.first[1])
-            text += f", {duration((total - ready) / pace)} left"
-        self.bar.n = ready
-        self.bar.set_description_str(text)
-        due = self.last[0] != ended or now - self.last[1] >= LOG_SECONDS
-        if due and self.shown and self.bar.disable:
-            print(text, file=sys.stderr, flush=True)
-            self.last = ended, now
+        if before < ready and ended < len(self.work):
+            left = (sum(self.work.values()) - ready) * (now - start) / (ready - before)
+            text += f", {duration(left)} left"
+        print(text, file=sys.stderr, flush=True)
 
 
 def run_all(
@@ -263,8 +258,7 @@ def run_all(
 
     def find(spec: RunSpec, precision: str | None = wanted) -> bool:
         """Whether the result is stored; keeps it."""
-        stored = store.load(spec, precision)
-        if stored is not None and (stored.details or not details):
+        if stored := store.load(spec, precision, details=details):
             runs[spec], epochs[spec] = stored, spec.epochs
         return spec in runs
 
@@ -274,19 +268,16 @@ def run_all(
     # Only how the runs' times compare matters, so any rate will do.
     work = {s: cost.seconds for cost in estimate(missing, tflops=100) for s in cost.specs}
     waiting = sorted(missing, key=lambda spec: -work[spec])
-    display, held = _Display(progress, work), ExitStack()
+    log, held = _Log(progress, work), ExitStack()
 
-    with _connected(device, address, gpus_per_run, cpus_per_run) as cluster, display.bar, held:
+    with _connected(device, address, gpus_per_run, cpus_per_run) as cluster, held:
         ray, device = cluster.ray, cluster.device
         probe = cluster.call(lambda: resolve_precision(precision, resolve_device(device)))
         resolved = cluster.get(probe)
         options = {"device": device, "precision": resolved}
         options |= {"compiled": compiled, "details": details}
-        head = {
-            "num_cpus": 0,
-            "resources": {"node:__internal_head__": 0.001},
-        }  # outlives the others
-        mailbox = ray.remote(_Mailbox).options(**head).remote()
+        head = {"node:__internal_head__": 0.001}  # outlives the other nodes
+        mailbox = ray.remote(_Mailbox).options(num_cpus=0, resources=head).remote()
 
         def start(spec: RunSpec) -> bool:
             """Hand the run to Ray, or find it stored; False if another process is at it."""
@@ -317,11 +308,10 @@ def run_all(
                     failed[spec] = error
                 except ray.exceptions.RayError as error:
                     losses[spec] += 1
-                    waiting.insert(0, spec)
-                    if losses[spec] == LOSSES:
-                        failed[waiting.pop(0)] = ClusterError(
-                            f"{spec.id} lost {LOSSES} workers: {error}"
-                        )
+                    if losses[spec] < LOSSES:
+                        waiting.insert(0, spec)
+                    else:
+                        failed[spec] = ClusterError(f"{spec.id} lost {LOSSES} workers: {error}")
 
         while waiting or tasks:
             slots = cluster.slots()
@@ -340,7 +330,7 @@ def run_all(
             for task in ended:
                 finish(task)
             done = len(work) - len(waiting) - len(tasks) - len(failed)
-            display.show(done, min(len(tasks), slots), len(failed), epochs)
+            log.show(done, min(len(tasks), slots), len(failed), epochs)
 
     store.tidy()
     if failed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from lnlsr_lib.device import device_name, resolve_device, resolve_precision
 from lnlsr_lib.models import build_model
 from lnlsr_lib.noise import imbalanced_counts
 from lnlsr_lib.spec import RunSpec
+from lnlsr_lib.store import StoreError, write_atomically
 from lnlsr_lib.trainer import train
 
 __all__ = ["SHAPES", "Cost", "duration", "estimate", "images_of", "made_up", "step_flops"]
@@ -96,25 +96,17 @@ def made_up(spec: RunSpec, size: int) -> Dataset:
         shape = (n, channels, side, side)
         return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
 
-    return Dataset(
-        name=spec.dataset,
-        train_images=images(size),
-        train_labels=torch.arange(size) % classes,
-        test_images=images(tests),
-        test_labels=torch.arange(tests) % classes,
-        num_classes=classes,
-        mean=(0.5,) * channels,
-        std=(0.5,) * channels,
-        origin="made up",
-    )
+    train, test = ((images(n), torch.arange(n) % classes) for n in (size, tests))
+    half = (0.5,) * channels
+    return Dataset(spec.dataset, *train, *test, classes, half, half, origin="made up")
 
 
-def _measure(spec: RunSpec, device: str, precision: str) -> tuple[float, float]:
+def _measure(spec: RunSpec, device: str, precision: str) -> list[float]:
     """Seconds of a step and of the test of one image: two short epochs, the second one counts."""
-    changes: dict[str, Any] = {"train_size": None, "imbalance": None, "imbalance_ratio": 1.0}
-    changes |= {"noise": "clean", "noise_rate": 0.0, "human_labels": None, "transition": None}
     *_, channels, side, _ = SHAPES[spec.dataset]
     batch = min(spec.batch_size, max(2, LARGEST_BATCH // (channels * side**2)))
+    changes: dict[str, Any] = {"train_size": None, "imbalance": None, "imbalance_ratio": 1.0}
+    changes |= {"noise": "clean", "noise_rate": 0.0, "human_labels": None, "transition": None}
     short = spec.model_copy(update=changes | {"batch_size": batch, "epochs": 2})
     stamps: list[float] = []
 
@@ -125,12 +117,9 @@ def _measure(spec: RunSpec, device: str, precision: str) -> tuple[float, float]:
 
     data = made_up(short, TIMED_STEPS * batch)
     result = train(short, data, device=device, precision=precision, on_batch=stamp)
-    second = stamps[TIMED_STEPS:]
-    step = (second[-1] - second[0]) / (TIMED_STEPS - 1)
-    test = max(0.0, (result.history["seconds"][1] or 0) - TIMED_STEPS * step) / len(
-        data.test_labels
-    )
-    return step * spec.batch_size / batch, test
+    step = (stamps[-1] - stamps[TIMED_STEPS]) / (TIMED_STEPS - 1)
+    rest = (result.history["seconds"][1] or 0) - TIMED_STEPS * step
+    return [step * spec.batch_size / batch, max(0.0, rest) / len(data.test_labels)]
 
 
 def timings_file() -> Path:
@@ -148,12 +137,9 @@ def _kept_timings() -> dict[str, list[float]]:
 
 def _keep_timings(timings: dict[str, list[float]]) -> None:
     """Write them beside those that another process may have kept; not at all where one cannot."""
-    path = timings_file()
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(json.dumps(_kept_timings() | timings, indent=1))
-        os.replace(scratch, path)
+    with contextlib.suppress(StoreError):
+        content = json.dumps(_kept_timings() | timings, indent=1).encode()
+        write_atomically(timings_file(), content)
 
 
 def estimate(
@@ -192,20 +178,20 @@ def estimate(
     resolved = resolve_precision(precision, where)
     place = f"{device_name(where)}, {resolved}, torch {torch.__version__}"
     place += f", {torch.get_num_threads()} threads"
-    kinds: dict[tuple[object, ...], list[RunSpec]] = {}
+    first: dict[str, RunSpec] = {}  # by what is timed
+    kinds: dict[tuple[str, int, int], list[RunSpec]] = {}  # by that, epochs and images
     for spec in specs:
         key = (spec.dataset, spec.model, spec.side, spec.batch_size, spec.forget_rate is None)
-        kinds.setdefault((*key, spec.epochs, images_of(spec)), []).append(spec)
-    first: dict[str, RunSpec] = {}
-    for kind, group in kinds.items():
-        first.setdefault(f"{place}, {kind[:5]}", group[0])
+        name = f"{place}, {key}"
+        first.setdefault(name, spec)
+        kinds.setdefault((name, spec.epochs, images_of(spec)), []).append(spec)
     timed: dict[str, list[float]] = {}
     if tflops is None:
         if kept and not again:
-            timed = {k: times for k, times in _kept_timings().items() if k in first}
+            timed = _kept_timings()
         missing = [name for name in first if name not in timed]
         for name in tqdm(missing, "timing", unit="kind", disable=not (progress and missing)):
-            timed[name] = list(_measure(first[name], device, resolved))
+            timed[name] = _measure(first[name], device, resolved)
             if kept:
                 _keep_timings({name: timed[name]})
     else:
@@ -213,9 +199,8 @@ def estimate(
             step = step_flops(spec) / (UTILISATION * tflops * 1e12) + LAUNCHES
             timed[name] = [step, step / 3 / spec.batch_size]
     costs = []
-    for kind, group in kinds.items():
-        spec, (step, test) = group[0], timed[f"{place}, {kind[:5]}"]
-        steps = -(-images_of(spec) // spec.batch_size)
-        epoch = steps * step + SHAPES[spec.dataset][1] * test
-        costs.append(Cost(spec, len(group), spec.epochs * epoch, tuple(group)))
+    for (name, epochs, images), group in kinds.items():
+        step, test = timed[name]
+        epoch = -(-images // group[0].batch_size) * step + SHAPES[group[0].dataset][1] * test
+        costs.append(Cost(group[0], len(group), epochs * epoch, tuple(group)))
     return costs

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lnlsr_lib.cost import images_of
 from lnlsr_lib.data import DATASETS, Dataset, load_dataset
 from lnlsr_lib.device import resolve_device, resolve_precision
 from lnlsr_lib.embedding import embed
-from lnlsr_lib.feed import selection
 from lnlsr_lib.spec import RunSpec
 from lnlsr_lib.store import BusyError, Store, StoredRun, StoreError
 from lnlsr_lib.trainer import DivergedError, RunResult, StateError, train
@@ -54,18 +53,14 @@ def run_one(
         StoreError, DataError, DivergedError, ValueError: see there.
     """
     resolved = resolve_precision(precision, resolve_device(device))
-    stored = store.load(spec, None if precision == "auto" else precision)
-    if stored is not None and (stored.details or not details):
+    wanted = None if precision == "auto" else precision
+    if stored := store.load(spec, wanted, details=details):
         return stored
     with store.locked(spec, resolved):
-        stored = store.load(spec, resolved)  # another process may just have finished it
-        if stored is not None and (stored.details or not details):
+        if stored := store.load(spec, resolved, details=details):  # another has just finished it
             return stored
-        if data is None and spec.dataset in DATASETS:
-            data = load_dataset(spec.dataset)
         state = store.load_checkpoint(spec, resolved)
-        images = images_of(spec) if data is None else len(selection(spec, data.train_labels))
-        steps = -(-images // spec.batch_size)
+        steps = -(-images_of(spec) // spec.batch_size)
         with tqdm(
             total=spec.epochs * steps,
             initial=state["epoch"] * steps if state else 0,
@@ -96,35 +91,28 @@ def run_one(
             except StateError as error:
                 path = store.checkpoint(spec, resolved)
                 raise StoreError(f"the checkpoint {path} is not usable: {error}") from error
-        store.save(result, *_described(result))
-    run = store.load(spec, resolved)
-    assert run is not None
-    return run
+        return store.read(store.save(result, **_described(result)))
 
 
-def _described(
-    result: RunResult,
-) -> tuple[dict[str, Any] | None, dict[str, NDArray[Any]] | None]:
+def _described(result: RunResult) -> dict[str, Any]:
     """Numbers about a run's features and the arrays to store, if it has details."""
     if result.details is None:
-        return None, None
+        return {}
     found = dict(result.details)
     embedding, numbers = embed(found.pop("features"), found.pop("test_labels"))
     arrays = {"embedding": embedding.astype(np.float16)}
     for name, values in found.items():
         arrays[name] = values.numpy().astype(np.float16 if "margin" in name else np.uint8)
-    return numbers, arrays
+    return {"features": numbers, "details": arrays}
 
 
 def run_all(
     specs: Sequence[RunSpec],
     store: Store,
     *,
-    device: str = "auto",
     precision: str = "auto",
-    compiled: bool = False,
     details: bool = False,
-    progress: bool = True,
+    **options: Any,
 ) -> list[StoredRun]:
     """The stored results of all ``specs``, in their order; the missing ones are trained first.
 
@@ -132,41 +120,31 @@ def run_all(
     may be killed and called again at any time; what it leaves behind then is removed. Several
     processes called with the same store share the work: a run that another one is at is left to it,
     and waited for. A run that diverges does not keep the others back; it is reported at the end.
-    Arguments and errors as for :func:`run_one`.
+    Arguments (``options``: device, compiled, progress) and errors as for :func:`run_one`.
     """
     store.tidy()
-    loaded: dict[str, Dataset] = {}
-    runs: dict[RunSpec, StoredRun] = {}
-    diverged: dict[RunSpec, DivergedError] = {}
+    load = cache(load_dataset)
     wanted = None if precision == "auto" else precision
-    while len(runs) < len(set(specs)):
-        progressed = False
-        for number, spec in enumerate(specs, start=1):
-            if spec in runs or spec in diverged:
-                continue
-            known = spec.dataset in loaded or spec.dataset not in DATASETS  # the rest is streamed
-            if not known and (details or store.missing([spec], wanted)):
-                loaded[spec.dataset] = load_dataset(spec.dataset)
+    runs: dict[RunSpec, StoredRun] = {}
+    diverged: list[str] = []
+    waiting = {spec: f"{number}/{len(specs)}" for number, spec in enumerate(specs, start=1)}
+    while waiting:
+        busy = {}
+        for spec, position in waiting.items():
+            needed = spec.dataset in DATASETS and (details or store.missing([spec], wanted))
+            options["data"] = load(spec.dataset) if needed else None  # WebVision is streamed
             try:
                 runs[spec] = run_one(
-                    spec,
-                    store,
-                    data=loaded.get(spec.dataset),
-                    device=device,
-                    precision=precision,
-                    compiled=compiled,
-                    details=details,
-                    progress=progress,
-                    position=f"{number}/{len(specs)}",
+                    spec, store, precision=precision, details=details, position=position, **options
                 )
-                progressed = True
             except BusyError:
-                continue
+                busy[spec] = position
             except DivergedError as error:  # it would diverge again: the others are not kept back
-                diverged[spec] = error
-        if len(runs) + len(diverged) == len(set(specs)) and diverged:
-            raise DivergedError("; ".join(str(error) for error in diverged.values()))
-        if not progressed:
+                diverged.append(str(error))
+        if len(busy) == len(waiting):
             time.sleep(POLL_SECONDS)
+        waiting = busy
+    if diverged:
+        raise DivergedError("; ".join(diverged))
     store.tidy()
     return [runs[spec] for spec in specs]

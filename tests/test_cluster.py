@@ -132,7 +132,7 @@ def test_the_longest_run_first_and_each_in_the_first_free_place(small_spec):
 
 def test_a_log_gets_a_line_when_a_run_ends(tiny_spec, capsys):
     long, short = tiny_spec(epochs=4), tiny_spec("ce")
-    display = cluster._Display(True, {long: 30.0, short: 10.0})
+    display = cluster._Log(True, {long: 30.0, short: 10.0})
     display.show(0, 2, 0, {})
     display.show(0, 2, 0, {long: 1})  # nothing ended, and no minute has passed
     display.first = (0.0, display.first[1] - 10)
