@@ -29,6 +29,7 @@ __all__ = ["main"]
 
 MOST_SEEDS = 1000
 SHOWN_EPOCHS = 12  # of a run's card
+ERRORS = (DataError, StoreError, DivergedError, cluster.ClusterError, ValueError, OSError)
 
 
 def _seeds(text: str) -> list[int]:
@@ -51,92 +52,49 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=version("lnlsr"))
     parser.add_argument("--results", help="results folder (default: $LNLSR_RESULTS, else results/)")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    names = ", ".join(EXPERIMENTS)
-    seeds_help = "such as 1, 1,2,3 or 1-3 (default: 1)"
+    name: dict[str, Any] = {"choices": EXPERIMENTS, "metavar": "EXPERIMENT"}
+    name["help"] = ", ".join(EXPERIMENTS)
+    seeds: dict[str, Any] = {"type": _seeds, "default": [1]}
+    seeds["help"] = "such as 1, 1,2,3 or 1-3 (default: 1)"
 
-    run = commands.add_parser(
-        "run",
-        help="train the runs of a figure or table that are missing, and store them",
-        description="Train the runs of a figure or table that are not stored yet. May be stopped "
-        "at any time: finished runs are kept, and the unfinished one goes on from its last epoch. "
-        "Several such commands at once share the work.",
-        epilog="Examples: 'lnlsr run fig3 --profile smoke'; "
-        "'lnlsr run fig3 --profile paper --seeds 1-3'.",
+    shared = argparse.ArgumentParser(add_help=False)
+    add = shared.add_argument
+    add("experiment", **name)
+    budgets = "paper = its own budget; lite = fewer images and epochs; smoke = digits, in seconds"
+    add("--profile", choices=PROFILES, help=budgets)
+    add("--seeds", **seeds)
+    add("--only", nargs="+", metavar="ID", help="these runs, of any profile and seed, alone")
+    add("--device", help="cpu, cuda, cuda:1, mps (default: the fastest that is there)")
+    precisions = "default: bf16 where the device has matrix units for it, else float32"
+    add("--precision", choices=("float32", "bf16"), help=precisions)
+    ray = shared.add_argument_group("on Ray", "many runs at once; needs lnlsr[cluster]")
+    add = ray.add_argument
+    add(
+        "--ray", nargs="?", const="", metavar="ADDRESS", help="as auto, head:6379; or here, without"
     )
-    cost = commands.add_parser(
-        "estimate",
-        help="how long the missing runs of a figure or table would take",
-        description="Count the runs of a figure or table that are not stored yet, time a few steps "
-        "of each kind on this machine, and say how long they would take. "
-        "Nothing is stored.",
-        epilog="Examples: 'lnlsr estimate table1 --profile paper'; for a GPU that is not here, by "
-        "its peak rate (rough): 'lnlsr estimate table1 --profile paper --tflops 990'.",
-    )
-    for command in (run, cost):
-        command.add_argument("experiment", choices=EXPERIMENTS, metavar="EXPERIMENT", help=names)
-        command.add_argument(
-            "--profile",
-            choices=PROFILES,
-            required=command is cost,
-            help="budget: paper = the paper's own; lite = fewer images and epochs; "
-            "smoke = scikit-learn's digits, in seconds",
-        )
-        command.add_argument("--seeds", type=_seeds, default=[1], help=seeds_help)
-        command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-        command.add_argument(
-            "--precision",
-            choices=("auto", "float32", "bf16"),
-            default="auto",
-            help="auto = bf16 where the device has matrix units for it, else float32",
-        )
-        ray = command.add_argument_group("on Ray", "many runs at once; needs lnlsr[cluster]")
-        ray.add_argument(
-            "--ray",
-            nargs="?",
-            const="",
-            metavar="ADDRESS",
-            help="of a cluster that this machine is part of, such as auto or head:6379; "
-            "without, this machine's CPUs and GPUs",
-        )
-        ray.add_argument(
-            "--gpus-per-run", type=float, help="share of a GPU, such as 0.25 (default: 1, if any)"
-        )
-        ray.add_argument("--cpus-per-run", type=int, help="CPUs, and threads (default: 1)")
-    cost.add_argument(
-        "--tflops", type=float, help="peak rate of another device, in 1e12 operations a second"
-    )
+    add("--gpus-per-run", type=float, help="share of a GPU, such as 0.25 (default: 1, if any)")
+    add("--cpus-per-run", type=int, help="CPUs, and threads (default: 1)")
+
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    about = "train the runs of a figure or table that are missing, and store them"
+    more = "May be stopped at any time, and called again; several at once share the work."
+    run = commands.add_parser("run", parents=[shared], help=about, description=f"{about}. {more}")
+    flag = partial(run.add_argument, action="store_true")
+    flag("--again", help="train what is stored anew and compare: status 1 if they differ")
+    flag("--details", help="store each sample's prediction and margin and a t-SNE, too")
+    flag("--compile", help="train through torch.compile: for GPUs; needs a C++ compiler")
+    flag("--quiet", help="no progress bars")
+
+    about = "how long the missing runs of a figure or table would take; nothing is stored"
+    cost = commands.add_parser("estimate", parents=[shared], help=about, description=about)
+    cost.add_argument("--tflops", type=float, help="another device's peak rate, in 1e12/s; rough")
     cost.add_argument("--again", action="store_true", help="time anew what was timed before")
-    run.add_argument(
-        "--compile",
-        action="store_true",
-        help="train through torch.compile: for GPUs, on CPUs slower; needs a C++ compiler",
-    )
-    run.add_argument(
-        "--only", nargs="+", metavar="ID", help="of its runs, of any profile and seed, these alone"
-    )
-    run.add_argument(
-        "--again",
-        action="store_true",
-        help="train what is stored anew and compare: status 1 if they differ; nothing is replaced",
-    )
-    run.add_argument(
-        "--details",
-        action="store_true",
-        help="store each sample's prediction and margin and the features' t-SNE, too "
-        "(figures that show them always do)",
-    )
-    run.add_argument("--quiet", action="store_true", help="no progress bars")
 
     status = commands.add_parser("status", help="what is stored, and what is missing")
-    status.add_argument(
-        "experiment", nargs="?", choices=EXPERIMENTS, metavar="EXPERIMENT", help=names
-    )
-    status.add_argument("--seeds", type=_seeds, default=[1], help=seeds_help)
-
+    status.add_argument("experiment", nargs="?", **name)
+    status.add_argument("--seeds", **seeds)
     show = commands.add_parser("show", help="the card of a stored run")
     show.add_argument("id", metavar="ID", help="the run's id, or its beginning")
-
     data = commands.add_parser("data", help="fetch and verify a data set")
     data.add_argument("dataset", nargs="?", choices=DATASETS, default="mnist")
     return parser
@@ -151,7 +109,7 @@ def _wanted(args: argparse.Namespace) -> list[RunSpec]:
         return experiment_specs(args.experiment, args.profile, args.seeds)
     seeds = {int(seed) for name in args.only for seed in re.findall(r"-seed(\d{1,18})-", name)}
     found = [
-        s for p in profiles for s in experiment_specs(args.experiment, p, sorted(seeds or {1}))
+        s for p in profiles for s in experiment_specs(args.experiment, p, sorted(seeds) or [1])
     ]
     known = {spec.id: spec for spec in found}
     unknown = sorted(set(args.only) - set(known))
@@ -163,48 +121,47 @@ def _wanted(args: argparse.Namespace) -> list[RunSpec]:
     return [known[name] for name in dict.fromkeys(args.only)]
 
 
-def _where(args: argparse.Namespace) -> dict[str, Any]:
-    return {"device": args.device, "precision": args.precision}
+def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the options that were given; the others are left to the library's defaults."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
 def _on_ray(args: argparse.Namespace) -> dict[str, Any] | None:
     """The arguments that functions of cluster.py take, or None without --ray."""
-    share = {"gpus_per_run": args.gpus_per_run, "cpus_per_run": args.cpus_per_run}
-    given = {name: value for name, value in share.items() if value is not None}
-    if given and args.ray is None:
+    share = _given(args, "gpus_per_run", "cpus_per_run")
+    if share and args.ray is None:
         raise ValueError("--gpus-per-run and --cpus-per-run go with --ray")
-    return None if args.ray is None else {"address": args.ray or None, **given}
+    return None if args.ray is None else {"address": args.ray or None, **share}
 
 
 def _run(args: argparse.Namespace, store: Store) -> None:
-    specs, on_ray = _wanted(args), _on_ray(args)
+    specs, on_ray, where = _wanted(args), _on_ray(args), _given(args, "device", "precision")
+    options = {"compiled": args.compile, "progress": not args.quiet, **where}
     if args.again and on_ray is not None:
         raise ValueError("--again trains in this process, and does not go with --ray")
     if args.again:
-        differing = [found for spec in specs if (found := _again(spec, args, store))]
+        differing = [found for spec in specs if (found := _again(spec, store, options))]
         if differing:
             raise ValueError("; ".join(differing))
         return
-    details = args.details or EXPERIMENTS[args.experiment].details
-    options = {"compiled": args.compile, "details": details, "progress": not args.quiet}
-    sweep: Callable[..., list[StoredRun]] = run_all
-    if on_ray is not None:
-        sweep = partial(cluster.run_all, **on_ray)
-    for run in sweep(specs, store, **_where(args), **options):
+    options["details"] = args.details or EXPERIMENTS[args.experiment].details
+    options |= on_ray or {}
+    sweep: Callable[..., list[StoredRun]] = run_all if on_ray is None else cluster.run_all
+    for run in sweep(specs, store, **options):
         print(
             f"{run.spec.id}  final {run.final_accuracy:6.2f}%  best {run.best_accuracy:6.2f}%  "
             f"{run.provenance['precision']}  {run.provenance['seconds']:.0f} s"
         )
 
 
-def _again(spec: RunSpec, args: argparse.Namespace, store: Store) -> str:
+def _again(spec: RunSpec, store: Store, options: dict[str, Any]) -> str:
     """Train a stored run anew in a folder aside; where its history differs, or an empty string."""
-    stored = store.load(spec, None if args.precision == "auto" else args.precision)
+    stored = store.load(spec, options.get("precision"))
     if stored is None:
         raise ValueError(f"{spec.id} is not stored, there is nothing to compare with")
-    where = _where(args) | {"precision": stored.provenance["precision"]}
-    aside = Store(store.folder / ".partial" / f"again-{spec.id}.{where['precision']}")
-    new = run_one(spec, aside, **where, compiled=args.compile, progress=not args.quiet)
+    precision = stored.provenance["precision"]
+    aside = Store(store.folder / ".partial" / f"again-{spec.id}.{precision}")
+    new = run_one(spec, aside, **options | {"precision": precision})
     shutil.rmtree(aside.folder)
     for epoch in range(spec.epochs):
         for name in sorted(stored.history.keys() - {"seconds"}):
@@ -218,15 +175,18 @@ def _again(spec: RunSpec, args: argparse.Namespace, store: Store) -> str:
 
 
 def _estimate(args: argparse.Namespace, store: Store) -> None:
-    specs = experiment_specs(args.experiment, args.profile, args.seeds)
-    missing = store.missing(specs, None if args.precision == "auto" else args.precision)
+    specs, on_ray, where = _wanted(args), _on_ray(args), _given(args, "device", "precision")
+    missing = store.missing(specs, args.precision)
     print(f"{len(missing)} of {len(specs)} runs are missing")
-    on_ray, slots = _on_ray(args), 0
+    slots, how = 1, "one after another, here"
     if on_ray is None or not missing:
-        options = {"tflops": args.tflops, "again": args.again, "progress": True}
-        costs = estimate(missing, **_where(args), **options)
+        where |= {"tflops": args.tflops, "again": args.again, "progress": True}
+        costs = estimate(missing, **where)
+        if args.tflops is not None:
+            how = f"one after another, at {args.tflops:g} TFLOP/s, roughly"
     elif args.tflops is None:
-        costs, slots = cluster.estimate_on(missing, **on_ray, **_where(args))
+        costs, slots = cluster.estimate_on(missing, **on_ray, **where)
+        how = f"{slots} at once"
     else:
         raise ValueError("--tflops is for a device that is not here, and does not go with --ray")
     for cost in costs:
@@ -235,11 +195,8 @@ def _estimate(args: argparse.Namespace, store: Store) -> None:
             f"  {cost.runs:4} x {spec.dataset}, {spec.model}, {images_of(spec)} images, "
             f"{spec.epochs} epochs: {duration(cost.seconds)} each"
         )
-    if slots:
-        print(f"all of them, {slots} at once: {duration(cluster.makespan(costs, slots))}")
-    elif costs:
-        where = "here" if args.tflops is None else f"at {args.tflops:g} TFLOP/s, roughly"
-        print(f"all of them, one after another, {where}: {duration(sum(c.total for c in costs))}")
+    if costs:
+        print(f"all of them, {how}: {duration(cluster.makespan(costs, slots))}")
 
 
 def _status(args: argparse.Namespace, store: Store) -> None:
@@ -249,9 +206,8 @@ def _status(args: argparse.Namespace, store: Store) -> None:
             specs = experiment_specs(name, profile, args.seeds)
             missing = store.missing(specs)
             print(f"  {profile:6} {len(specs) - len(missing)} of {len(specs)} runs stored")
-            if args.experiment:
-                for spec in missing:
-                    print(f"         missing: {spec.id}")
+            for spec in missing if args.experiment else ():
+                print(f"         missing: {spec.id}")
     table, what = store.table(), "runs"
     if args.experiment and len(table):
         seeds = sorted(set(table["seed"]))
@@ -265,13 +221,12 @@ def _status(args: argparse.Namespace, store: Store) -> None:
 
 def _show(args: argparse.Namespace, store: Store) -> None:
     paths = sorted((store.folder / "runs").glob("*.json"))
-    paths = [path for path in paths if path.name.startswith(args.id)]
-    runs = [store.read(path) for path in paths if args.id]
-    ids = sorted({run.spec.id for run in runs})
+    runs = {path: store.read(path) for path in paths if path.name.startswith(args.id or "/")}
+    ids = sorted({run.spec.id for run in runs.values()})
     if len(ids) != 1:
         found = f": {', '.join(ids)}" if ids else "; 'lnlsr status' lists what is stored"
         raise ValueError(f"{len(ids)} stored runs have an id that starts with {args.id!r}{found}")
-    for path, run in zip(paths, runs, strict=True):
+    for path, run in runs.items():
         print(_card(run), f"file: {path}", sep="\n")
 
 
@@ -283,17 +238,15 @@ def _listed(values: dict[str, Any]) -> str:
 def _card(run: StoredRun) -> str:
     """A stored run in words: what was trained, what came out, how it was made."""
     epochs, recall = run.spec.epochs, run.history["lowest_recall"][-1]
-    history = pd.DataFrame(run.history, index=range(1, epochs + 1)).drop(columns="seconds")
+    history = pd.DataFrame(run.history, index=range(1, epochs + 1), dtype=float)
     rows = {round(1 + i * (epochs - 1) / (SHOWN_EPOCHS - 1)) for i in range(SHOWN_EPOCHS)}
-    table = (
-        history.loc[sorted(rows)].astype(float).to_string(float_format="{:.4g}".format, na_rep="-")
-    )
+    table = history.drop(columns="seconds").loc[sorted(rows)]
     matrix = pd.DataFrame(run.confusion).to_string()
     parts = [
         f"{run.spec.id}\nfinal {run.final_accuracy:.2f}%, best {run.best_accuracy:.2f}%, lowest "
         f"recall {recall:.2f}%, in {duration(run.provenance['seconds'])}",
         f"spec\n{_listed(run.spec.model_dump(mode='json', exclude_defaults=True))}",
-        f"history, by epoch\n{table}",
+        f"history, by epoch\n{table.to_string(float_format='{:.4g}'.format, na_rep='-')}",
         f"confusion (rows: true classes; columns: predicted)\n{matrix}",
         f"provenance\n{_listed(run.provenance)}",
         *([f"features of the test set\n{_listed(run.features)}"] if run.features else []),
@@ -331,21 +284,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # SIGPIPE
-    except (
-        DataError,
-        StoreError,
-        DivergedError,
-        cluster.ClusterError,
-        ValueError,
-        OSError,
-    ) as error:
+    except ERRORS as error:
         print(f"lnlsr: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         print("lnlsr: stopped; what is finished is stored, call again to go on", file=sys.stderr)
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

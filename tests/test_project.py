@@ -282,7 +282,7 @@ def test_a_stored_run_is_repeated_to_the_bit_from_the_commit_that_it_names(tmp_p
 
     def run(checkout, results):
         """Train in a process of its own, from that checkout alone."""
-        command = [sys.executable, "-m", "lnlsr_lib.cli", "--results", str(results), "run", "fig3"]
+        command = [sys.executable, "-m", "lnlsr_lib", "--results", str(results), "run", "fig3"]
         options = ["--profile", "smoke", "--only", spec.id, "--quiet", "--device", "cpu"]
         environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
         subprocess.run(
