@@ -69,9 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--precision", choices=("float32", "bf16"), help=precisions)
     ray = shared.add_argument_group("on Ray", "many runs at once; needs lnlsr[cluster]")
     add = ray.add_argument
-    add(
-        "--ray", nargs="?", const="", metavar="ADDRESS", help="as auto, head:6379; or here, without"
-    )
+    add("--ray", nargs="?", const="", metavar="ADDRESS", help="such as auto; without, this machine")
     add("--gpus-per-run", type=float, help="share of a GPU, such as 0.25 (default: 1, if any)")
     add("--cpus-per-run", type=int, help="CPUs, and threads (default: 1)")
 

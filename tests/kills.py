@@ -4,7 +4,8 @@
     python tests/kills.py --kills 12 --rounds 2
 
 A round is four processes that share a store, one of which is killed after its first checkpoint.
-After every kill each stored result is read and compared byte for byte with what it was; at the end
+A random moment is one after a random number of steps, wherever the process then is. After every
+kill each stored result is read and compared byte for byte with what it was; at the end
 each run must be there once, equal to the bit to one that nobody disturbed, and no other file be
 left. Each violation is an AssertionError.
 """
@@ -19,9 +20,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,6 +37,7 @@ from lnlsr_lib.store import Store, StoredRun
 from lnlsr_lib.sweep import run_all
 from lnlsr_lib.trainer import RunResult, train
 
+STEPS = 4  # an epoch
 QUIET = {"device": "cpu", "precision": "float32", "progress": False}
 EPOCHS, METHODS = 5, ("ce", "ce_sr", "gce_sr")
 
@@ -68,9 +72,15 @@ def die() -> None:
 
 
 def work(
-    specs: Sequence[RunSpec], folder: Path, data: Dataset, write: int, log: Path | None = None
+    specs: Sequence[RunSpec],
+    folder: Path,
+    data: Dataset,
+    write: int,
+    at_work: Callable[[], object],
+    on_step: Callable[[], object] = lambda: None,
+    log: Path | None = None,
 ) -> None:
-    """In a child: run ``specs``.
+    """In a child: run ``specs``; ``at_work`` is called when a run is begun, ``on_step`` at a step.
 
     It dies in its ``write``-th write (0: in none), at a random step of it; or, below 0, when its
     first checkpoint is written.
@@ -100,7 +110,14 @@ def work(
             die()
 
     def training(spec: RunSpec, *arguments: object, **more: object) -> RunResult:
-        result = train(spec, *arguments, **more)
+        at_work()
+        forward = more.pop("on_batch")
+
+        def on_batch() -> None:
+            forward()
+            on_step()
+
+        result = train(spec, *arguments, **more, on_batch=on_batch)
         if log is not None:
             with log.open("a") as file:
                 file.write(f"{spec.id}\n")
@@ -109,6 +126,18 @@ def work(
     real, save = store_module.write_atomically, Store.save_checkpoint
     store_module.write_atomically, Store.save_checkpoint, sweep.train = writing, saving, training
     run_all(specs, Store(folder), **QUIET)
+
+
+def among(
+    specs: Sequence[RunSpec], folder: Path, data: Dataset, write: int, begun: Any, log: Path
+) -> None:
+    """In one of four children: :func:`work`, once the one that is to die is at a run."""
+    try:
+        if write == 0:
+            begun.wait()
+        work(specs, folder, data, write, begun.set, log=log)
+    finally:
+        begun.set()  # an error must not keep the others waiting
 
 
 def content(folder: Path) -> dict[Path, bytes]:
@@ -143,12 +172,19 @@ def killed_one_by_one(kills: int, data: Dataset, chance: random.Random) -> dict[
                 inside = found["kills"] % 3 == 0
                 found["goings-on from a checkpoint"] += bool(list(folder.rglob("*.pt")))
                 write = chance.randint(1, 4) if inside else 0
-                child = context.Process(target=work, args=(specs, folder, data, write))
+                reading, writing = os.pipe()
+                step = partial(os.write, writing, b".")
+                child = context.Process(
+                    target=work, args=(specs, folder, data, write, lambda: None, step)
+                )
                 child.start()
-                child.join(None if inside else chance.uniform(0.02, 0.6))
-                if child.is_alive():
-                    child.kill()
-                    child.join()
+                os.close(writing)
+                steps = chance.randint(0, STEPS * EPOCHS)
+                while (inside or steps) and os.read(reading, 1):  # to its end, or so many steps
+                    steps -= 1
+                child.kill()  # where it lives
+                child.join()
+                os.close(reading)
                 assert child.exitcode in (0, -signal.SIGKILL), f"it ended with {child.exitcode}"
                 if child.exitcode:
                     found["kills"] += 1
@@ -171,14 +207,15 @@ def killed_among_others(rounds: int, data: Dataset) -> dict[str, int]:
         specs = specs_of(1000 + 2 * number) + specs_of(1001 + 2 * number)
         with tempfile.TemporaryDirectory() as place:
             folder, log = Path(place) / "results", Path(place) / "log"
+            begun = context.Event()  # by the one that is to die; the others leave it a run
             children = [
-                context.Process(target=work, args=(specs, folder, data, write, log))
+                context.Process(target=among, args=(specs, folder, data, write, begun, log))
                 for write in (-1, 0, 0, 0)
             ]
             for child in children:
                 child.start()
             for child in children:
-                child.join(600)
+                child.join()
             codes = [child.exitcode for child in children]
             assert codes == [-signal.SIGKILL, 0, 0, 0], f"they ended with {codes}"
             trained = log.read_text().split()
