@@ -14,12 +14,10 @@ def main() -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "lnlsr_lib":
             raise
-        print(
+        raise SystemExit(
             f"lnlsr: the command line needs the extra 'train' ({error.name} is not installed): "
-            "pip install 'lnlsr[train]'",
-            file=sys.stderr,
-        )
-        return 1
+            "pip install 'lnlsr[train]'"
+        ) from None
     return cli.main()
 
 

@@ -132,6 +132,12 @@ def _on_ray(args: argparse.Namespace) -> dict[str, Any] | None:
     return None if args.ray is None else {"address": args.ray or None, **share}
 
 
+def _line(run: StoredRun) -> str:
+    accuracies = f"final {run.final_accuracy:6.2f}%  best {run.best_accuracy:6.2f}%"
+    made = f"{run.provenance['precision']}  {run.provenance['seconds']:.0f} s"
+    return f"{run.spec.id}  {accuracies}  {made}"
+
+
 def _run(args: argparse.Namespace, store: Store) -> None:
     specs, on_ray, where = _wanted(args), _on_ray(args), _given(args, "device", "precision")
     options = {"compiled": args.compile, "progress": not args.quiet, **where}
@@ -146,10 +152,7 @@ def _run(args: argparse.Namespace, store: Store) -> None:
     options |= on_ray or {}
     sweep: Callable[..., list[StoredRun]] = run_all if on_ray is None else cluster.run_all
     for run in sweep(specs, store, **options):
-        print(
-            f"{run.spec.id}  final {run.final_accuracy:6.2f}%  best {run.best_accuracy:6.2f}%  "
-            f"{run.provenance['precision']}  {run.provenance['seconds']:.0f} s"
-        )
+        print(_line(run))
 
 
 def _again(spec: RunSpec, store: Store, options: dict[str, Any]) -> str:
@@ -206,15 +209,13 @@ def _status(args: argparse.Namespace, store: Store) -> None:
             print(f"  {profile:6} {len(specs) - len(missing)} of {len(specs)} runs stored")
             for spec in missing if args.experiment else ():
                 print(f"         missing: {spec.id}")
-    table, what = store.table(), "runs"
-    if args.experiment and len(table):
-        seeds = sorted(set(table["seed"]))
+    runs, what = store.runs(), "runs"
+    if args.experiment:
+        seeds = sorted({run.spec.seed for run in runs}) or [1]
         ids = {s.id for p in PROFILES for s in experiment_specs(args.experiment, p, seeds)}
-        table, what = table[table["id"].isin(ids)], f"runs of {args.experiment}"
-    print(f"\n{store.folder}: {len(table)} {what}")
-    if len(table):
-        columns = ["final_accuracy", "best_accuracy", "precision", "seconds", "id"]
-        print(table[columns].to_string(index=False, float_format="{:.2f}".format))
+        runs, what = [run for run in runs if run.spec.id in ids], f"runs of {args.experiment}"
+    spent = duration(sum(run.provenance["seconds"] for run in runs))
+    print(f"\n{store.folder}: {len(runs)} {what}, {spent} of training", *map(_line, runs), sep="\n")
 
 
 def _show(args: argparse.Namespace, store: Store) -> None:

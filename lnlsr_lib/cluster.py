@@ -172,8 +172,8 @@ def _connected(
     try:
         gpus = gpus_per_run
         if gpus is None:
-            has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            gpus = float(device != "cpu" and has.get("GPU", 0) >= 1)
+            some = ray.cluster_resources().get("GPU", 0) >= 1  # type: ignore[no-untyped-call]
+            gpus = float(device != "cpu" and some)
         device = "cpu" if device == "auto" and not gpus else device
         cluster = _Cluster(ray, cpus_per_run, gpus, device)
         if not cluster.slots():

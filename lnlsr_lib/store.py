@@ -19,7 +19,6 @@ import os
 import platform
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,10 +26,10 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from uuid import uuid4
 
 import filelock
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SkipValidation, TypeAdapter
@@ -145,24 +144,20 @@ def write_atomically(path: Path, content: bytes, scratch: Path | None = None) ->
     Raises:
         StoreError: it cannot be written, for want of space or of permission, say.
     """
-    temporary, scratch = None, scratch or path.parent
+    temporary = (scratch or path.parent) / f"{path.name}.{uuid4().hex}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=scratch, prefix=f"{path.name}.", suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException as error:  # a KeyboardInterrupt must not leave the file behind either
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        if not isinstance(error, OSError):
-            raise
+    except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):  # it is there no more, but after an error
+            temporary.unlink()
 
 
 def _checksum(content: Any) -> str:
@@ -181,9 +176,8 @@ class Store:
     """
 
     def __init__(self, folder: Path | str | None = None) -> None:
-        self.folder = (
-            results_folder() if folder is None else named_folder(folder, "the results folder")
-        )
+        place = results_folder() if folder is None else folder
+        self.folder = named_folder(place, "the results folder")
         code_version()  # now, since the checkout may move on while a run is trained
 
     def path(self, spec: RunSpec, precision: str) -> Path:
@@ -331,19 +325,6 @@ class Store:
         """
         found = (self.read(path) for path in sorted((self.folder / "runs").glob("*.json")))
         return [run for run in found if run.spec.protocol == PROTOCOL_VERSION]
-
-    def table(self) -> pd.DataFrame:
-        """All finished runs as a table, one row each: spec, accuracies, provenance."""
-        what = ("dataset", "method", "noise", "noise_rate", "profile", "epochs", "seed")
-        how = ("precision", "device", "seconds", "commit")
-        rows = [
-            {name: getattr(run.spec, name) for name in what}
-            | {"final_accuracy": run.final_accuracy, "best_accuracy": run.best_accuracy}
-            | {name: run.provenance[name] for name in how}
-            | {"id": run.spec.id}
-            for run in self.runs()
-        ]
-        return pd.DataFrame(rows)
 
     # --- unfinished runs ---
 

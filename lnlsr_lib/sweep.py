@@ -61,14 +61,9 @@ def run_one(
             return stored
         state = store.load_checkpoint(spec, resolved)
         steps = -(-images_of(spec) // spec.batch_size)
-        with tqdm(
-            total=spec.epochs * steps,
-            initial=state["epoch"] * steps if state else 0,
-            desc=f"{position} {spec.id}".strip(),
-            unit="step",
-            mininterval=1,
-            disable=not progress,
-        ) as bar:
+        done, name = state["epoch"] * steps if state else 0, f"{position} {spec.id}".strip()
+        shown = {"unit": "step", "mininterval": 1, "disable": not progress}
+        with tqdm(desc=name, total=spec.epochs * steps, initial=done, **shown) as bar:
 
             def on_epoch(state: dict[str, Any]) -> None:
                 if state["epoch"] != spec.epochs:

@@ -124,7 +124,9 @@ def test_smoke_run_then_status(capsys, results, on_few):
     shown = capsys.readouterr()
     assert shown.err == ""
     assert "smoke  2 of 2 runs stored" in shown.out
-    assert all(spec.id in shown.out for spec in specs)
+    assert all(f"{spec.id}  final " in shown.out for spec in specs)
+    spent = cost.duration(sum(run.provenance["seconds"] for run in results.runs()))
+    assert f"2 runs, {spent} of training" in shown.out
 
     assert main(["status", "fig3", "--seeds", "2"]) == 0
     shown = capsys.readouterr().out
@@ -156,7 +158,7 @@ def test_status_of_an_empty_folder(capsys, results):
     assert main(["status"]) == 0
     shown = capsys.readouterr()
     assert "0 of 6 runs stored" in shown.out
-    assert shown.out.endswith(f"{results.folder}: 0 runs\n")
+    assert shown.out.endswith(f"{results.folder}: 0 runs, 0 s of training\n")
     assert not results.folder.exists()
 
 
