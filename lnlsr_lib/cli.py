@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--only", nargs="+", metavar="ID", help="these runs, of any profile and seed, alone")
     add("--device", help="cpu, cuda, cuda:1, mps (default: the fastest that is there)")
     precisions = "default: bf16 where the device has matrix units for it, else float32"
-    add("--precision", choices=("float32", "bf16"), help=precisions)
+    add("--precision", choices=("auto", "float32", "bf16"), help=precisions)
     ray = shared.add_argument_group("on Ray", "many runs at once; needs lnlsr[cluster]")
     add = ray.add_argument
     add("--ray", nargs="?", const="", metavar="ADDRESS", help="such as auto; without, this machine")
@@ -120,8 +120,8 @@ def _wanted(args: argparse.Namespace) -> list[RunSpec]:
 
 
 def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Those of the options that were given; the others are left to the library's defaults."""
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
+    """Those of the options that were given; the library's defaults are "auto" and its own."""
+    return {n: value for n in names if (value := getattr(args, n)) not in (None, "auto")}
 
 
 def _on_ray(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -177,7 +177,7 @@ def _again(spec: RunSpec, store: Store, options: dict[str, Any]) -> str:
 
 def _estimate(args: argparse.Namespace, store: Store) -> None:
     specs, on_ray, where = _wanted(args), _on_ray(args), _given(args, "device", "precision")
-    missing = store.missing(specs, args.precision)
+    missing = store.missing(specs, where.get("precision"))
     print(f"{len(missing)} of {len(specs)} runs are missing")
     slots, how = 1, "one after another, here"
     if on_ray is None or not missing:

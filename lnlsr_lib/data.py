@@ -305,13 +305,9 @@ def load_cifar(folder: Path, name: str) -> Dataset:
 
 # Kinds of labels, and what each is called in the published files.
 HUMAN_LABELS = {
-    "cifar10": {
-        "aggregate": "aggre_label",
-        "random1": "random_label1",
-        "random2": "random_label2",
-        "random3": "random_label3",
-        "worse": "worse_label",
-    },
+    "cifar10": {"aggregate": "aggre_label"}
+    | {f"random{i}": f"random_label{i}" for i in (1, 2, 3)}
+    | {"worse": "worse_label"},
     "cifar100": {"noisy": "noisy_label"},
 }
 
