@@ -13,6 +13,7 @@ left. Each violation is an AssertionError.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import random
@@ -67,6 +68,17 @@ def numbers(run: StoredRun | RunResult) -> tuple[object, ...]:
     return history, run.confusion
 
 
+def processes() -> Any:
+    """Where children come from: a server without threads, which has the library loaded."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lnlsr_lib.sweep", "pytest"])
+    return context
+
+
+def nothing() -> None:
+    """What a child calls that is not watched."""
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -77,7 +89,7 @@ def work(
     data: Dataset,
     write: int,
     at_work: Callable[[], object],
-    on_step: Callable[[], object] = lambda: None,
+    on_step: Callable[[], object] = nothing,
     log: Path | None = None,
 ) -> None:
     """In a child: run ``specs``; ``at_work`` is called when a run is begun, ``on_step`` at a step.
@@ -161,7 +173,7 @@ def check(specs: Sequence[RunSpec], folder: Path, data: Dataset) -> None:
 
 def killed_one_by_one(kills: int, data: Dataset, chance: random.Random) -> dict[str, int]:
     """One process after another works on the same runs and is killed, every third in a write."""
-    context = multiprocessing.get_context("fork")
+    context = processes()
     found = {"kills": 0, "inside writes": 0, "runs": 0, "goings-on from a checkpoint": 0}
     seed = 1
     while found["kills"] < kills:
@@ -172,19 +184,20 @@ def killed_one_by_one(kills: int, data: Dataset, chance: random.Random) -> dict[
                 inside = found["kills"] % 3 == 0
                 found["goings-on from a checkpoint"] += bool(list(folder.rglob("*.pt")))
                 write = chance.randint(1, 4) if inside else 0
-                reading, writing = os.pipe()
-                step = partial(os.write, writing, b".")
+                reading, writing = context.Pipe(duplex=False)
+                step = partial(writing.send_bytes, b".")
                 child = context.Process(
-                    target=work, args=(specs, folder, data, write, lambda: None, step)
+                    target=work, args=(specs, folder, data, write, nothing, step)
                 )
                 child.start()
-                os.close(writing)
+                writing.close()
                 steps = chance.randint(0, STEPS * EPOCHS)
-                while (inside or steps) and os.read(reading, 1):  # to its end, or so many steps
-                    steps -= 1
+                with contextlib.suppress(EOFError, OSError), reading:  # it has ended
+                    while inside or steps:
+                        reading.recv_bytes()
+                        steps -= 1
                 child.kill()  # where it lives
                 child.join()
-                os.close(reading)
                 assert child.exitcode in (0, -signal.SIGKILL), f"it ended with {child.exitcode}"
                 if child.exitcode:
                     found["kills"] += 1
@@ -201,7 +214,7 @@ def killed_one_by_one(kills: int, data: Dataset, chance: random.Random) -> dict[
 
 def killed_among_others(rounds: int, data: Dataset) -> dict[str, int]:
     """Four processes share six runs; one is killed when its first checkpoint is written."""
-    context = multiprocessing.get_context("fork")
+    context = processes()
     found = {"rounds": 0, "kills": 0, "runs": 0, "trained to the end": 0}
     for number in range(rounds):
         specs = specs_of(1000 + 2 * number) + specs_of(1001 + 2 * number)

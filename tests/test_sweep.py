@@ -19,7 +19,7 @@ from lnlsr_lib.trainer import DivergedError, train
 
 QUIET = {"device": "cpu", "precision": "float32", "progress": False}
 forks = pytest.mark.skipif(
-    "fork" not in multiprocessing.get_all_start_methods(), reason="needs os.fork"
+    "forkserver" not in multiprocessing.get_all_start_methods(), reason="needs os.fork"
 )
 
 
@@ -213,7 +213,7 @@ def test_killed_ten_times_in_the_middle_then_resumed_same_bits(store, tiny, tiny
     """An epoch is four steps and three events of a write; no child gets further than one epoch."""
     spec = tiny_spec(epochs=12)
     chance = random.Random(0)
-    context = multiprocessing.get_context("fork")
+    context = kills.processes()
     resumed_from = []
     for _ in range(10):
         events = chance.randint(1, 7)
@@ -274,7 +274,7 @@ def _share(specs, folder, data, log, both):
 @forks
 def test_two_workers_share_the_runs_and_train_each_once(store, tiny, tiny_spec, tmp_path):
     specs = [tiny_spec("ce", seed=seed, epochs=1) for seed in range(1, 7)]
-    context = multiprocessing.get_context("fork")
+    context = kills.processes()
     both, log = context.Barrier(2), tmp_path / "log"
     workers = [
         context.Process(target=_share, args=(specs, store.folder, tiny, log, both))
