@@ -30,7 +30,7 @@ class Experiment:
 
     title: str
     runs: tuple[Run, ...]
-    details: bool = False  # whether its pages want every sample's features or predictions
+    details: bool  # whether its pages want every sample's features or predictions
 
     def specs(self, profile: Profile, seed: int) -> list[RunSpec]:
         """Its runs for one profile and one seed; where two sweeps meet, once."""
@@ -89,91 +89,63 @@ TAU_BESIDE_WEIGHT = [
     for weight in (0, 2, 5, 20)
 ]
 DETACHED = _varied(0.8, "loss_params", {"detach": True}, {"detach": False})
-EXPERIMENTS: dict[str, Experiment] = {
-    "fig1": Experiment(
-        "Figure 1: features on MNIST, symmetric 0.8", _grid(MNIST, PAIRS[2:], AT_08), True
+RUNS: dict[str, tuple[Run, ...]] = {
+    "Figure 1: features on MNIST, symmetric 0.8": _grid(MNIST, PAIRS[2:], AT_08),
+    "Figure 2: lambda, CIFAR-10, symmetric 0.6": _grid(CIFAR10, ["ce_sr"], WEIGHTS)
+    + _grid(CIFAR10, ["fl_sr"], WEIGHTS),
+    "Figure 3: sparse rate and test accuracy, MNIST, symmetric 0.8": _grid(MNIST, PAIRS, AT_08),
+    "Figure 4: p and tau, CIFAR-10, symmetric 0.6": _grid(CIFAR10, ["ce_sr"], _sweep(0.6, **SWEPT)),
+    "Figure 5: features on MNIST, CE and CE+SR": _grid(MNIST, CE, SYMMETRIC[1:]),
+    "Figure 6: tau beside lambda, CIFAR-10, symmetric 0.6": _grid(
+        CIFAR10, ["ce_sr"], _varied(0.6, "sr", *TAU_BESIDE_WEIGHT)
     ),
-    "fig2": Experiment(
-        "Figure 2: lambda, CIFAR-10, symmetric 0.6",
-        _grid(CIFAR10, ["ce_sr"], WEIGHTS) + _grid(CIFAR10, ["fl_sr"], WEIGHTS),
+    "Figure 7: test accuracy by epoch, MNIST": _grid(MNIST, COMPARED, EVERY),
+    "Figure 8: test accuracy by epoch, CIFAR-10": _grid(CIFAR10, COMPARED, EVERY),
+    "Figure 9: test accuracy by epoch, CIFAR-100": _grid(["cifar100"], COMPARED, EVERY),
+    "Figure 10: features on MNIST, asymmetric noise": _pairs("mnist", "asymmetric"),
+    "Figure 11: features on CIFAR-10, symmetric noise": _pairs("cifar10", "symmetric"),
+    "Figure 12: features on CIFAR-10, asymmetric noise": _pairs("cifar10", "asymmetric"),
+    "Table 1: symmetric noise": _grid(IMAGES, COMPARED, SYMMETRIC),
+    "Table 2: asymmetric noise": _grid(IMAGES, COMPARED, ASYMMETRIC[1:]),
+    "Table 3: WebVision": _grid(["webvision"], ("ce", "fl", "sce", "apl", "ce_sr", "fl_sr"), [{}]),
+    "Table 4: Co-teaching and PHuber-CE": _grid(
+        CIFARS, ("ce", "co_teaching", "phuber_ce", "ce_sr"), SYMMETRIC[3:] + ASYMMETRIC[2:]
     ),
-    "fig3": Experiment(
-        "Figure 3: sparse rate and test accuracy, MNIST, symmetric 0.8",
-        _grid(MNIST, PAIRS, AT_08),
-        True,
+    "Table 5: class imbalance": _grid(CIFARS, CE, IMBALANCE),
+    "Table 6: asymmetric noise, all rates": _grid(IMAGES, COMPARED, ASYMMETRIC),
+    "sweeps: lambda, p and tau, MNIST, symmetric 0.8": _grid(
+        MNIST, ["ce_sr"], _sweep(0.8, weight=(0, 1, 2, 4, 10, 30, 100), **SWEPT)
     ),
-    "fig4": Experiment(
-        "Figure 4: p and tau, CIFAR-10, symmetric 0.6",
-        _grid(CIFAR10, ["ce_sr"], _sweep(0.6, **SWEPT)),
+    "warmup: CE+SR without and with an epoch of warm-up, MNIST, symmetric 0.8": _grid(
+        MNIST, ["ce_sr"], _varied(0.8, "sr", {}, {"warmup": 1})
     ),
-    "fig5": Experiment(
-        "Figure 5: features on MNIST, CE and CE+SR", _grid(MNIST, CE, SYMMETRIC[1:]), True
+    "nlnl: at the budget behind the paper's number, MNIST, symmetric 0.6": _grid(
+        MNIST, ["nlnl"], _varied(0.6, "budget", "nlnl")
     ),
-    "fig6": Experiment(
-        "Figure 6: tau beside lambda, CIFAR-10, symmetric 0.6",
-        _grid(CIFAR10, ["ce_sr"], _varied(0.6, "sr", *TAU_BESIDE_WEIGHT)),
+    "focal: FL and FL+SR, factor in the gradient or not, MNIST, symmetric 0.8": _grid(
+        MNIST, ["fl"], DETACHED
+    )
+    + _grid(MNIST, ["fl_sr"], DETACHED),
+    "people: labels that people gave, CIFAR-10N, worse": _grid(
+        CIFAR10, CE, [{"noise": "human", "human_labels": "worse"}]
     ),
-    "fig7": Experiment("Figure 7: test accuracy by epoch, MNIST", _grid(MNIST, COMPARED, EVERY)),
-    "fig8": Experiment(
-        "Figure 8: test accuracy by epoch, CIFAR-10", _grid(CIFAR10, COMPARED, EVERY)
+    "methods: every method, MNIST, symmetric 0.6": _grid(MNIST, (*METHODS, *OTHER_LOSSES), AT_06),
+    "memorising: last epoch beside best, CIFAR-10, symmetric 0.6": _grid(CIFAR10, CE, AT_06),
+    "precision: bf16 beside float32, MNIST, symmetric 0.8": _grid(MNIST, CE, AT_08),
+    "gce_floor: GCE+SR without and with the floor of u_y, MNIST, symmetric 0.8": _grid(
+        MNIST, ["gce_sr"], _varied(0.8, "loss_params", {"floor": 0.0}, {"floor": 1e-7})
     ),
-    "fig9": Experiment(
-        "Figure 9: test accuracy by epoch, CIFAR-100", _grid(["cifar100"], COMPARED, EVERY)
-    ),
-    "fig10": Experiment(
-        "Figure 10: features on MNIST, asymmetric noise", _pairs("mnist", "asymmetric"), True
-    ),
-    "fig11": Experiment(
-        "Figure 11: features on CIFAR-10, symmetric noise", _pairs("cifar10", "symmetric"), True
-    ),
-    "fig12": Experiment(
-        "Figure 12: features on CIFAR-10, asymmetric noise", _pairs("cifar10", "asymmetric"), True
-    ),
-    "table1": Experiment("Table 1: symmetric noise", _grid(IMAGES, COMPARED, SYMMETRIC)),
-    "table2": Experiment("Table 2: asymmetric noise", _grid(IMAGES, COMPARED, ASYMMETRIC[1:])),
-    "table3": Experiment(
-        "Table 3: WebVision",
-        _grid(["webvision"], ("ce", "fl", "sce", "apl", "ce_sr", "fl_sr"), [{}]),
-    ),
-    "table4": Experiment(
-        "Table 4: Co-teaching and PHuber-CE",
-        _grid(CIFARS, ("ce", "co_teaching", "phuber_ce", "ce_sr"), SYMMETRIC[3:] + ASYMMETRIC[2:]),
-    ),
-    "table5": Experiment("Table 5: class imbalance", _grid(CIFARS, CE, IMBALANCE)),
-    "table6": Experiment(
-        "Table 6: asymmetric noise, all rates", _grid(IMAGES, COMPARED, ASYMMETRIC)
-    ),
-    "sweeps": Experiment(
-        "Lambda, p and tau, MNIST, symmetric 0.8",
-        _grid(MNIST, ["ce_sr"], _sweep(0.8, weight=(0, 1, 2, 4, 10, 30, 100), **SWEPT)),
-    ),
-    "warmup": Experiment(
-        "CE+SR without and with an epoch of warm-up, MNIST, symmetric 0.8",
-        _grid(MNIST, ["ce_sr"], _varied(0.8, "sr", {}, {"warmup": 1})),
-    ),
-    "nlnl": Experiment(
-        "NLNL at the budget behind the paper's number, MNIST, symmetric 0.6",
-        _grid(MNIST, ["nlnl"], _varied(0.6, "budget", "nlnl")),
-    ),
-    "focal": Experiment(
-        "FL and FL+SR, factor in the gradient or not, MNIST, symmetric 0.8",
-        _grid(MNIST, ["fl"], DETACHED) + _grid(MNIST, ["fl_sr"], DETACHED),
-    ),
-    "people": Experiment(
-        "Labels that people gave: CIFAR-10N, worse",
-        _grid(CIFAR10, CE, [{"noise": "human", "human_labels": "worse"}]),
-    ),
-    "methods": Experiment(
-        "Every method, MNIST, symmetric 0.6", _grid(MNIST, (*METHODS, *OTHER_LOSSES), AT_06)
-    ),
-    "memorising": Experiment(
-        "Last epoch beside best, CIFAR-10, symmetric 0.6", _grid(CIFAR10, CE, AT_06)
-    ),
-    "precision": Experiment("bf16 beside float32, MNIST, symmetric 0.8", _grid(MNIST, CE, AT_08)),
-    "gce_floor": Experiment(
-        "GCE+SR without and with the floor of u_y, MNIST, symmetric 0.8",
-        _grid(MNIST, ["gce_sr"], _varied(0.8, "loss_params", {"floor": 0.0}, {"floor": 1e-7})),
-    ),
+}
+DETAILED = ("fig1", "fig3", "fig5", "fig10", "fig11", "fig12")
+
+
+def _name(title: str) -> str:
+    """Such as fig3 for "Figure 3: ..."; the first word of what is not in the paper."""
+    return title.partition(":")[0].replace("Figure ", "fig").replace("Table ", "table")
+
+
+EXPERIMENTS = {
+    _name(title): Experiment(title, runs, _name(title) in DETAILED) for title, runs in RUNS.items()
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +23,7 @@ from lnlsr_lib.experiments import EXPERIMENTS, experiment_specs
 from lnlsr_lib.protocol import PROFILES, Profile
 from lnlsr_lib.report import Cell, Claim, Html
 from lnlsr_lib.spec import RunSpec
-from lnlsr_lib.store import Store, StoredRun
+from lnlsr_lib.store import PRECISIONS, Store, StoredRun
 from lnlsr_lib.sweep import run_all
 
 __all__ = ["Page", "check_parameters", "open_page", "seeds_of"]
@@ -255,21 +254,18 @@ class Page:
     def footer(self, *rests_on: Any) -> Html:
         """How to make the page again, its files, and the functions that it rests on."""
         stem = self.name if self.profile == "paper" else f"{self.name}-{self.profile}"
-        folder, root = self.store.folder / self.name, report.ROOT
-        files = [
-            report.link(folder / f"{stem}.{ending}", ending.upper()) for ending in plots.ENDINGS
-        ]
-        files.append(report.link(root / "notebooks" / f"{self.name}.ipynb", "notebook"))
-        sources = [
-            report.link(Path(f"{inspect.getfile(thing)}#{thing.__name__}"), thing.__name__)
-            for thing in rests_on
-        ]
+        root, library = report.ROOT, Path(__file__).parent
+        sources = []
+        for thing in rests_on:  # by name: a decorated function's file is its decorator's
+            file = f"{thing.__module__.rpartition('.')[2]}.py#{thing.__name__}"
+            sources.append(report.link(library / file, thing.__name__))
+        own = report.link(root / "notebooks" / f"{self.name}.ipynb", "notebook")
         command = "<code>lnlsr {} {} --profile paper</code>"
         rows = {
             "this page": f"<code>papermill notebooks/{self.name}.ipynb {self.name}.ipynb</code>",
             "its runs, at the paper's budget": command.format("run", self.name),
             "how long that takes here": command.format("estimate", self.name),
-            "files": " · ".join(files),
+            "files": f"{report.downloads(self.store.folder / self.name, stem)} · {own}",
             "rests on": ", ".join(sources),
             "the numbers logged": report.link(root / "book" / "measures.md", "what each means"),
         }
@@ -298,8 +294,8 @@ def open_page(name: str, namespace: Mapping[str, Any]) -> Page:
         raise ValueError(f"profile must be auto, {', '.join(PROFILES)}, got {wanted!r}")
 
     def stored() -> list[StoredRun]:
-        runs = [run for run in store.runs() if precision in ("auto", run.provenance["precision"])]
-        return sorted(runs, key=lambda run: run.provenance["precision"], reverse=True)
+        kinds = PRECISIONS if precision == "auto" else [precision]
+        return [run for run in store.runs() if run.provenance["precision"] in kinds]
 
     def cells(*profiles: Profile) -> list[Cell]:
         return report.cells_of(name, runs, profiles)

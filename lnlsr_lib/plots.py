@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from lnlsr_lib.protocol import METHODS, method_name
-from lnlsr_lib.report import Cell, Html, agreement
+from lnlsr_lib.report import ENDINGS, Cell, Html, agreement
 from lnlsr_lib.store import StoredRun, write_atomically
 
 __all__ = ["curves", "draw_beside", "draw_curves", "draw_embedding", "panels", "save_figure"]
@@ -34,7 +34,6 @@ OTHER = ("#7f7f7f", ".")
 Draw = Callable[[Axes, Any], object]  # puts the panel of a key on axes
 Keys = Mapping[str, Any]  # what to draw, by the panel's title
 INK = "#161718"  # on a page it becomes the colour of the text there
-ENDINGS = ("png", "svg", "pdf", "csv")  # of the files for download
 PANEL = (3.7, 2.6)  # inches
 INSIDE = (0.18, 0.19, 0.58, 0.69)  # the axes in their panel: left, bottom, width, height
 

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan, nan
 from pathlib import Path
+from typing import Literal
+
+import pydantic.dataclasses
 
 from lnlsr_lib.cost import duration, images_of
 from lnlsr_lib.experiments import EXPERIMENTS
@@ -20,6 +23,7 @@ from lnlsr_lib.store import StoredRun, results_folder
 __all__ = ["Cell", "Claim", "Html", "badge", "cells_of", "claims", "comparison", "grid", "table"]
 
 ROOT = Path(__file__).resolve().parent.parent  # of the checkout, for links into it
+ENDINGS = ("png", "svg", "pdf", "csv")  # of a figure's files for download
 # When two accuracies count as the same; all three are ours. Percentage points.
 AGREES_STDS = 2.0
 AGREES_POINTS = 0.5
@@ -54,6 +58,12 @@ def _html(value: object) -> str:
 def link(path: Path, text: object, title: str = "") -> Html:
     """A link to a file, which holds where the notebook is executed."""
     return Html(f'<a href="{os.path.relpath(path)}" title="{html.escape(title)}">{_html(text)}</a>')
+
+
+def downloads(folder: Path, stem: str) -> Html:
+    """Links to a figure's files."""
+    files = (link(folder / f"{stem}.{ending}", ending.upper()) for ending in ENDINGS)
+    return Html(" · ".join(files))
 
 
 def run_link(run: StoredRun, text: object) -> Html:
@@ -166,8 +176,7 @@ def cells_of(
 ) -> list[Cell]:
     """The cells of a figure or table, each with the runs of the first profile that has any.
 
-    Of one seed the first run counts, so where both precisions are to be had, float32 should come
-    first.
+    Of one seed and several precisions, that in float32 counts.
 
     Args:
         name: one of :data:`lnlsr_lib.experiments.EXPERIMENTS`.
@@ -175,7 +184,7 @@ def cells_of(
         profiles: the best first. A cell without runs is of the first.
     """
     stored: dict[RunSpec, dict[int, StoredRun]] = {}
-    for run in sorted(runs, key=lambda run: run.spec.seed):
+    for run in sorted(runs, key=lambda r: (r.spec.seed, r.provenance["precision"] != "float32")):
         same = stored.setdefault(run.spec.model_copy(update={"seed": 0}), {})
         same.setdefault(run.spec.seed, run)
     cells = []
@@ -268,7 +277,7 @@ def _mean_std(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.2f}{spread}"
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True)
 class Claim:
     """A sentence of the paper as a number and a threshold.
 
@@ -279,18 +288,17 @@ class Claim:
         sign: ">" or "<", between value and threshold.
         threshold: where the claim stops to hold; ours where the paper gives none.
         digits: behind the point.
+
+    Raises:
+        ValueError: another sign.
     """
 
     claim: str
     measured: str
     value: float
-    sign: str
+    sign: Literal["<", ">"]
     threshold: float
     digits: int = 2
-
-    def __post_init__(self) -> None:
-        if self.sign not in "<>":
-            raise ValueError(f"sign must be < or >, got {self.sign!r}")
 
     @property
     def holds(self) -> bool | None:

@@ -4,7 +4,7 @@ import pytest
 
 from lnlsr_lib import notebook
 from lnlsr_lib.experiments import experiment_specs
-from lnlsr_lib.regularization import lp_norm
+from lnlsr_lib.regularization import lp_norm, sparse_rates
 from lnlsr_lib.report import Claim
 from lnlsr_lib.store import Store
 from lnlsr_lib.trainer import HISTORY, SHARES, RunResult
@@ -227,9 +227,10 @@ def test_a_page_names_what_is_missing_and_leads_to_its_files_and_functions(page,
     assert "<b>Table 1.</b>" in shown
     files = {path.name for path in (store.folder / "table1").iterdir()}
     assert files == {f"table1.{ending}" for ending in ("png", "svg", "pdf", "csv")}
-    footer = page.footer(lp_norm)
+    footer = page.footer(lp_norm, sparse_rates)  # the second one is decorated
     assert "table1.csv" in footer
-    assert "regularization.py#lp_norm" in footer
+    assert "lnlsr_lib/regularization.py#lp_norm" in footer
+    assert "lnlsr_lib/regularization.py#sparse_rates" in footer
     assert "lnlsr run table1 --profile paper" in footer
     assert page.grids().count("<h3>") == 3
     assert "not tested" in page.claims(Claim("a", "b", float("nan"), ">", 0))
