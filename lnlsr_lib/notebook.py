@@ -26,10 +26,11 @@ from lnlsr_lib.spec import RunSpec
 from lnlsr_lib.store import PRECISIONS, Store, StoredRun
 from lnlsr_lib.sweep import run_all
 
-__all__ = ["Page", "check_parameters", "open_page", "seeds_of"]
+__all__ = ["Page", "check_parameters", "footer", "open_page", "seeds_of"]
 
 SMOKE_CELLS = 2  # as many cells of an experiment are trained for a first look
 A100 = 312.0  # peak of the GPU that pages name, TFLOP/s in bf16
+MEASURES = report.ROOT / "book" / "measures.md"
 FEATURES = {
     "knn_accuracy": "test images whose ten nearest neighbours name their class, in points more",
     "silhouette": "silhouette of the true classes, more",
@@ -254,22 +255,32 @@ class Page:
     def footer(self, *rests_on: Any) -> Html:
         """How to make the page again, its files, and the functions that it rests on."""
         stem = self.name if self.profile == "paper" else f"{self.name}-{self.profile}"
-        root, library = report.ROOT, Path(__file__).parent
-        sources = []
-        for thing in rests_on:  # by name: a decorated function's file is its decorator's
-            file = f"{thing.__module__.rpartition('.')[2]}.py#{thing.__name__}"
-            sources.append(report.link(library / file, thing.__name__))
-        own = report.link(root / "notebooks" / f"{self.name}.ipynb", "notebook")
-        command = "<code>lnlsr {} {} --profile paper</code>"
+        own = report.link(report.ROOT / "notebooks" / f"{self.name}.ipynb", "notebook")
+        command = f"<code>lnlsr {{}} {self.name} --profile paper</code>"
         rows = {
-            "this page": f"<code>papermill notebooks/{self.name}.ipynb {self.name}.ipynb</code>",
-            "its runs, at the paper's budget": command.format("run", self.name),
-            "how long that takes here": command.format("estimate", self.name),
+            "its runs, at the paper's budget": command.format("run"),
+            "how long that takes here": command.format("estimate"),
             "files": f"{report.downloads(self.store.folder / self.name, stem)} · {own}",
-            "rests on": ", ".join(sources),
-            "the numbers logged": report.link(root / "book" / "measures.md", "what each means"),
+            "the numbers logged": report.link(MEASURES, "what each means"),
         }
-        return report.table([{"what": name, "how": Html(text)} for name, text in rows.items()])
+        return footer(self.name, rests_on, rows)
+
+
+def footer(name: str, rests_on: Iterable[Any], rows: Mapping[str, str]) -> Html:
+    """How to make a page again, and what it rests on.
+
+    Args:
+        name: of the notebook.
+        rests_on: functions and classes of this library.
+        rows: what else is to be said, in HTML, by what it is about.
+    """
+    sources = []
+    for thing in rests_on:  # by name: a decorated function's file is its decorator's
+        file = f"{thing.__module__.rpartition('.')[2]}.py#{thing.__name__}"
+        sources.append(report.link(Path(__file__).with_name(file), thing.__name__))
+    again = f"<code>papermill notebooks/{name}.ipynb {name}.ipynb</code>"
+    whole = {"this page": again, **rows, "rests on": ", ".join(sources)}
+    return report.table([{"what": what, "how": Html(how)} for what, how in whole.items()])
 
 
 def open_page(name: str, namespace: Mapping[str, Any]) -> Page:
