@@ -113,24 +113,24 @@ RUNS: dict[str, tuple[Run, ...]] = {
     ),
     "Table 5: class imbalance": _grid(CIFARS, CE, IMBALANCE),
     "Table 6: asymmetric noise, all rates": _grid(IMAGES, COMPARED, ASYMMETRIC),
-    "sweeps: lambda, p and tau, MNIST, symmetric 0.8": _grid(
+    "sweeps: Lambda, p and tau, MNIST, symmetric 0.8": _grid(
         MNIST, ["ce_sr"], _sweep(0.8, weight=(0, 1, 2, 4, 10, 30, 100), **SWEPT)
     ),
     "warmup: CE+SR without and with an epoch of warm-up, MNIST, symmetric 0.8": _grid(
         MNIST, ["ce_sr"], _varied(0.8, "sr", {}, {"warmup": 1})
     ),
-    "nlnl: at the budget behind the paper's number, MNIST, symmetric 0.6": _grid(
+    "nlnl: At the budget behind the paper's number, MNIST, symmetric 0.6": _grid(
         MNIST, ["nlnl"], _varied(0.6, "budget", "nlnl")
     ),
     "focal: FL and FL+SR, factor in the gradient or not, MNIST, symmetric 0.8": _grid(
         MNIST, ["fl"], DETACHED
     )
     + _grid(MNIST, ["fl_sr"], DETACHED),
-    "people: labels that people gave, CIFAR-10N, worse": _grid(
+    "people: Labels that people gave, CIFAR-10N, worse": _grid(
         CIFAR10, CE, [{"noise": "human", "human_labels": "worse"}]
     ),
-    "methods: every method, MNIST, symmetric 0.6": _grid(MNIST, (*METHODS, *OTHER_LOSSES), AT_06),
-    "memorising: last epoch beside best, CIFAR-10, symmetric 0.6": _grid(CIFAR10, CE, AT_06),
+    "methods: Every method, MNIST, symmetric 0.6": _grid(MNIST, (*METHODS, *OTHER_LOSSES), AT_06),
+    "memorising: Last epoch beside best, CIFAR-10, symmetric 0.6": _grid(CIFAR10, CE, AT_06),
     "precision: bf16 beside float32, MNIST, symmetric 0.8": _grid(MNIST, CE, AT_08),
     "gce_floor: GCE+SR without and with the floor of u_y, MNIST, symmetric 0.8": _grid(
         MNIST, ["gce_sr"], _varied(0.8, "loss_params", {"floor": 0.0}, {"floor": 1e-7})

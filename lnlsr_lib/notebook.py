@@ -190,7 +190,8 @@ class Page:
 
     def figure(self, draw: plots.Draw, keys: plots.Keys, *, caption: str, **more: Any) -> Html:
         """Draw it, write its files, and return the page: see :func:`lnlsr_lib.plots.panels`."""
-        number, spec = EXPERIMENTS[self.name].title.partition(":")[0], self.cells[0].spec
+        number, _, words = EXPERIMENTS[self.name].title.partition(": ")
+        number, spec = words if number == self.name else number, self.cells[0].spec
         heading = f"{number}, reduced: profile {spec.profile}, {spec.dataset}, {spec.epochs} epochs"
         more["heading"] = "" if self.profile == "paper" else heading
         whole, shown = plots.panels(draw, keys, caption=f"<b>{number}.</b> {caption}", **more)
