@@ -228,20 +228,23 @@ def write_cards(runs: list[StoredRun], shown: dict[str, list[str]]) -> None:
         shutil.copy(source / f"{name}.json", target)
         if run.details:
             shutil.copy(source / f"{name}.npz", target)
-        text = card(run, shown.get(run.spec.id, []), bool(run.details))
+        text = card(run, shown.get(run_name(run), []), bool(run.details))
         (target / f"{name}.html").write_text(text)
 
 
 def shown_on(runs: list[StoredRun]) -> dict[str, list[str]]:
-    """The pages that show each run, by its id."""
+    """The pages that show each run, by its name."""
     found: dict[str, list[str]] = {}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         code = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
         for name in set(re.findall(r'(?:open_page|cells_of)\(\s*"(\w+)"', code)):
-            for run in (run for cell in report.cells_of(name, runs) for run in cell.runs):
-                pages = found.setdefault(run.spec.id, [])
-                if path.stem not in pages:
-                    pages.append(path.stem)
+            kinds = {run.provenance["precision"] for run in runs} if name == "precision" else {""}
+            for kind in kinds:  # of two precisions a page shows one, but for that which compares
+                kept = [run for run in runs if run.provenance["precision"].startswith(kind)]
+                for run in (run for cell in report.cells_of(name, kept) for run in cell.runs):
+                    pages = found.setdefault(run_name(run), [])
+                    if path.stem not in pages:
+                        pages.append(path.stem)
     return found
 
 
@@ -275,7 +278,7 @@ def scorecard(runs: list[StoredRun]) -> tuple[str, dict[str, int]]:
 def all_runs(runs: list[StoredRun], shown: dict[str, list[str]]) -> str:
     rows = []
     for run in runs:
-        pages = (f'<a href="../notebooks/{p}.ipynb">{p}</a>' for p in shown.get(run.spec.id, []))
+        pages = (f'<a href="../notebooks/{p}.ipynb">{p}</a>' for p in shown.get(run_name(run), []))
         rows.append(
             {
                 "run": report.run_link(run, run.spec.id),

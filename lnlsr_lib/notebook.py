@@ -4,44 +4,37 @@ from __future__ import annotations
 
 import ast
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby, product
 from math import nan
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from statistics import fmean
+from typing import Any
 
 from matplotlib.axes import Axes
+from pydantic import ConfigDict, create_model
 
 from lnlsr_lib import plots, report
 from lnlsr_lib.cost import duration, estimate
 from lnlsr_lib.data import DataError, load_dataset
-from lnlsr_lib.device import device_name, resolve_device
 from lnlsr_lib.experiments import EXPERIMENTS, experiment_specs
 from lnlsr_lib.protocol import PROFILES, Profile
 from lnlsr_lib.report import Cell, Claim, Html
 from lnlsr_lib.spec import RunSpec
-from lnlsr_lib.store import Store, StoredRun
+from lnlsr_lib.store import PRECISIONS, Store, StoredRun
 from lnlsr_lib.sweep import run_all
 
-__all__ = ["Page", "check_parameters", "open_page", "seeds_of"]
+__all__ = ["Page", "check_parameters", "footer", "open_page", "seeds_of"]
 
 SMOKE_CELLS = 2  # as many cells of an experiment are trained for a first look
 A100 = 312.0  # peak of the GPU that pages name, TFLOP/s in bf16
+MEASURES = report.ROOT / "book" / "measures.md"
 FEATURES = {
     "knn_accuracy": "test images whose ten nearest neighbours name their class, in points more",
     "silhouette": "silhouette of the true classes, more",
 }
-INJECTED = "# Parameters"  # how papermill's own cell starts
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether ``value`` is of the annotated type: a plain class, or ``list[...]`` of one."""
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_fits(item, get_args(kind)[0]) for item in value)
-    if isinstance(value, bool):
-        return kind in (bool, object)
-    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def check_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,31 +48,25 @@ def check_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
         The parameters' values by name.
 
     Raises:
-        TypeError: a value is not of its annotated type.
-        ValueError: a name is set that is not declared.
+        ValueError: a name is set that is not declared, or a value is not of its annotated type.
     """
     declared: list[str] = []
     given: list[str] = []
     for source in namespace["In"]:
-        try:
+        with contextlib.suppress(SyntaxError):  # a magic
             body = ast.parse(source).body
-        except SyntaxError:  # a magic
-            continue
-        if body and all(isinstance(one, ast.AnnAssign) for one in body):
-            declared, given = [ast.unparse(one.target) for one in body], []
-        elif source.startswith(INJECTED):
-            given = [ast.unparse(t) for one in body for t in getattr(one, "targets", ())]
+            if body and all(isinstance(one, ast.AnnAssign) for one in body):
+                declared, given = [ast.unparse(one.target) for one in body], []
+            elif source.startswith("# Parameters"):  # papermill's own
+                given = [ast.unparse(t) for one in body for t in getattr(one, "targets", ())]
     declared = declared or list(namespace["__annotations__"])  # a kernel that keeps no history
     for name in given:
         if name not in declared:
             raise ValueError(f"unknown parameter {name!r}; there are: {', '.join(declared)}")
-    for name in declared:
-        kind, value = namespace["__annotations__"][name], namespace[name]
-        if not _fits(value, kind):
-            wanted = kind.__name__ if type(kind) is type else kind
-            has = f"{type(value).__name__}: {value!r}"
-            raise TypeError(f"parameter {name!r} must be {wanted}, got {has}")
-    return {name: namespace[name] for name in declared}
+    kinds: Any = {name: (namespace["__annotations__"][name], ...) for name in declared}
+    model = create_model("parameters", __config__=ConfigDict(strict=True), **kinds)
+    values: dict[str, Any] = model(**{name: namespace[name] for name in declared}).model_dump()
+    return values
 
 
 def seeds_of(value: object) -> list[int] | None:
@@ -113,6 +100,12 @@ def _test_labels(dataset: str) -> Any:
         return []
 
 
+def _mean(values: Iterable[float]) -> float:
+    """nan for none."""
+    found = list(values)
+    return fmean(found) if found else nan
+
+
 @dataclass(frozen=True)
 class Page:
     """One figure or table: its cells with what is stored of them, and what is shown around it.
@@ -123,7 +116,7 @@ class Page:
         cells: at that profile.
         best: the same cells, each at its best profile.
         missing: the paper's runs that are not stored, for one seed.
-        store, device: as given.
+        store: where the runs lie.
     """
 
     name: str
@@ -132,7 +125,6 @@ class Page:
     best: tuple[Cell, ...]
     missing: tuple[RunSpec, ...]
     store: Store
-    device: str
 
     @property
     def runs(self) -> list[StoredRun]:
@@ -151,24 +143,20 @@ class Page:
 
         return [c for c in self.cells if all(fits(c.wanted, *item) for item in wanted.items())]
 
-    def value(self, measure: Callable[[StoredRun], float], **wanted: Any) -> float:
-        """Mean of a number over the seeds of one cell; nan where none is stored.
-
-        Args:
-            measure: a run's number.
-            wanted: see :meth:`select`; of several cells the first.
-        """
-        values = [measure(run) for run in self.select(**wanted)[0].runs]
-        return sum(values) / len(values) if values else nan
-
     def mean(
         self,
         series: str = "test_accuracy",
         of: Callable[[list[float]], float] = lambda history: history[-1],
         **wanted: Any,
     ) -> float:
-        """:meth:`value` of a series of the history, by default its last number."""
-        return self.value(lambda run: of(run.history[series]), **wanted)
+        """Mean of a number over the seeds of one cell; nan where none is stored.
+
+        Args:
+            series: of the history.
+            of: the number in it, by default the last.
+            wanted: see :meth:`select`; of several cells the first.
+        """
+        return _mean(of(run.history[series]) for run in self.select(**wanted)[0].runs)
 
     def gains(self, method: str, over: str | Sequence[str], **wanted: Any) -> list[float]:
         """Final accuracy of a method less that of another, in points, by condition.
@@ -190,29 +178,26 @@ class Page:
         """What of the paper's own budget is not run, and what it would cost."""
         if not self.missing:
             return Html("")
-        here = duration(sum(cost.total for cost in estimate(self.missing, device=self.device)))
-        there = duration(sum(cost.total for cost in estimate(self.missing, tflops=A100)))
         count, whole = len(self.missing), len(self.cells)
-        shown = (
-            f"What is shown is <b>profile {self.profile}</b>." if self.profile != "paper" else ""
-        )
         what = "The real thing has not been run" if count == whole else "Not all of it has been run"
+        shown = f" What is shown is <b>profile {self.profile}</b>." * (self.profile != "paper")
+        gpu = duration(sum(cost.total for cost in estimate(self.missing, tflops=A100)))
         return Html(
             f'<p class="missing"><b>{what}</b>: {count} of {whole} runs at the paper\'s budget are '
-            f"missing, {here} one after another on this kind of machine "
-            f"({device_name(resolve_device(self.device))}), or roughly {there} on one A100-class "
-            f"GPU. {shown}</p>"
+            f"missing, roughly {gpu} one after another on an A100-class GPU. How long they take on "
+            f"your machine says <code>lnlsr estimate {self.name} --profile paper</code>.{shown}</p>"
         )
 
     def figure(self, draw: plots.Draw, keys: plots.Keys, *, caption: str, **more: Any) -> Html:
         """Draw it, write its files, and return the page: see :func:`lnlsr_lib.plots.panels`."""
-        number, spec = EXPERIMENTS[self.name].title.partition(":")[0], self.cells[0].spec
+        number, _, words = EXPERIMENTS[self.name].title.partition(": ")
+        number, spec = words if number == self.name else number, self.cells[0].spec
         heading = f"{number}, reduced: profile {spec.profile}, {spec.dataset}, {spec.epochs} epochs"
         more["heading"] = "" if self.profile == "paper" else heading
         whole, shown = plots.panels(draw, keys, caption=f"<b>{number}.</b> {caption}", **more)
         table = plots.curves(self.runs)
         plots.save_figure(whole, table, self.name, self.store.folder, self.profile)
-        return Html(self.note() + shown + (report.badge(self.runs) if self.runs else ""))
+        return Html(self.note() + shown + report.badge(self.runs))
 
     def embeddings(self, keys: plots.Keys, caption: str, columns: int = 2) -> Html:
         """:meth:`figure` of t-SNE panels: of each cell that is asked for, its first seed.
@@ -223,12 +208,11 @@ class Page:
         """
 
         def draw(axes: Axes, wanted: Mapping[str, Any]) -> None:
-            runs = [run for run in self.select(**wanted)[0].runs if run.details]
-            found: dict[str, Any] = {"embedding": [], "test_labels": []}
-            if runs:
-                found = self.store.details(runs[0])
-                found.setdefault("test_labels", _test_labels(runs[0].spec.dataset))
-            plots.draw_embedding(axes, found["embedding"], found["test_labels"])
+            for run in self.select(**wanted)[0].runs:
+                if run.details:
+                    points = self.store.details(run)["embedding"]
+                    return plots.draw_embedding(axes, points, _test_labels(run.spec.dataset))
+            return plots.draw_embedding(axes, [], [])
 
         alt = "Test images as points in the colour of their true class, by t-SNE."
         return self.figure(draw, keys, caption=caption, alt=alt, columns=columns)
@@ -240,34 +224,26 @@ class Page:
             pairs: what to :meth:`select` for the loss alone, by a name for the pair.
         """
 
-        def gain(number: str, wanted: Mapping[str, Any]) -> float:
-            def of(method: str) -> float:
-                wants = {**wanted, "method": method}
-                return self.value(lambda run: (run.features or {}).get(number) or nan, **wants)
+        def of(number: str, wanted: Mapping[str, Any], sr: str) -> float:
+            runs = self.select(**{**wanted, "method": wanted["method"] + sr})[0].runs
+            return _mean(run.features[number] for run in runs if run.features)
 
-            return of(f"{wanted['method']}_sr") - of(wanted["method"])
-
-        statements = (
-            Claim(f"{name}: further apart with SR", measured, gain(number, wanted), ">", 0, 3)
-            for name, wanted in pairs.items()
-            for number, measured in FEATURES.items()
-        )
+        statements = []
+        for (name, wanted), (number, measured) in product(pairs.items(), FEATURES.items()):
+            gain = of(number, wanted, "_sr") - of(number, wanted, "")
+            statements.append(Claim(f"{name}: further apart with SR", measured, gain, ">", 0, 3))
         return self.claims(*statements)
 
     def beside(self, caption: str, columns: int = 3) -> Html:
         """:meth:`figure` of all cells: a panel a condition, ours beside the paper's."""
-        keys: dict[str, list[Cell]] = {}
-        for cell in self.best:
-            keys.setdefault(cell.name, []).append(cell)
+        keys = {name: list(cells) for name, cells in groupby(self.best, lambda cell: cell.name)}
         alt = "A row a method: the paper's accuracy as a diamond, every seed of ours as a dot."
         return self.figure(plots.draw_beside, keys, caption=caption, alt=alt, columns=columns)
 
     def grids(self) -> Html:
         """A table for each data set, laid out as in the paper."""
-        parts: dict[str, list[Cell]] = {}
-        for cell in self.best:
-            parts.setdefault(report.DATASETS[cell.wanted.dataset], []).append(cell)
-        return Html("".join(f"<h3>{name}</h3>{report.grid(c)}" for name, c in parts.items()))
+        parts = groupby(self.best, lambda cell: report.DATASETS[cell.wanted.dataset])
+        return Html("".join(f"<h3>{name}</h3>{report.grid(list(c))}" for name, c in parts))
 
     def comparison(self) -> Html:
         """The paper's numbers beside ours, each cell at its best profile."""
@@ -280,24 +256,32 @@ class Page:
     def footer(self, *rests_on: Any) -> Html:
         """How to make the page again, its files, and the functions that it rests on."""
         stem = self.name if self.profile == "paper" else f"{self.name}-{self.profile}"
-        folder, root, library = self.store.folder / self.name, report.ROOT, Path(__file__).parent
-        endings = ("png", "svg", "pdf", "csv")
-        files = [report.link(folder / f"{stem}.{end}", end.upper()) for end in endings]
-        files.append(report.link(root / "notebooks" / f"{self.name}.ipynb", "notebook"))
-        sources = []
-        for thing in rests_on:
-            file = f"{thing.__module__.rpartition('.')[2]}.py#{thing.__name__}"
-            sources.append(report.link(library / file, thing.__name__))
-        command = "<code>lnlsr {} {} --profile paper</code>"
+        own = report.link(report.ROOT / "notebooks" / f"{self.name}.ipynb", "notebook")
+        command = f"<code>lnlsr {{}} {self.name} --profile paper</code>"
         rows = {
-            "this page": f"<code>papermill notebooks/{self.name}.ipynb {self.name}.ipynb</code>",
-            "its runs, at the paper's budget": command.format("run", self.name),
-            "how long that takes here": command.format("estimate", self.name),
-            "files": " · ".join(files),
-            "rests on": ", ".join(sources),
-            "the numbers logged": report.link(root / "book" / "measures.md", "what each means"),
+            "its runs, at the paper's budget": command.format("run"),
+            "how long that takes here": command.format("estimate"),
+            "files": f"{report.downloads(self.store.folder / self.name, stem)} · {own}",
+            "the numbers logged": report.link(MEASURES, "what each means"),
         }
-        return report.table([{"what": name, "how": Html(text)} for name, text in rows.items()])
+        return footer(self.name, rests_on, rows)
+
+
+def footer(name: str, rests_on: Iterable[Any], rows: Mapping[str, str]) -> Html:
+    """How to make a page again, and what it rests on.
+
+    Args:
+        name: of the notebook.
+        rests_on: functions and classes of this library.
+        rows: what else is to be said, in HTML, by what it is about.
+    """
+    sources = []
+    for thing in rests_on:  # by name: a decorated function's file is its decorator's
+        file = f"{thing.__module__.rpartition('.')[2]}.py#{thing.__name__}"
+        sources.append(report.link(Path(__file__).with_name(file), thing.__name__))
+    again = f"<code>papermill notebooks/{name}.ipynb {name}.ipynb</code>"
+    whole = {"this page": again, **rows, "rests on": ", ".join(sources)}
+    return report.table([{"what": what, "how": Html(how)} for what, how in whole.items()])
 
 
 def open_page(name: str, namespace: Mapping[str, Any]) -> Page:
@@ -312,7 +296,7 @@ def open_page(name: str, namespace: Mapping[str, Any]) -> Page:
         namespace: ``globals()`` of the notebook, with profile, seeds, device and precision.
 
     Raises:
-        TypeError, ValueError: a bad name or parameter.
+        ValueError: a bad name or parameter.
     """
     given = check_parameters(namespace)
     seeds, device, precision = seeds_of(given["seeds"]), given["device"], given["precision"]
@@ -322,37 +306,35 @@ def open_page(name: str, namespace: Mapping[str, Any]) -> Page:
         raise ValueError(f"profile must be auto, {', '.join(PROFILES)}, got {wanted!r}")
 
     def stored() -> list[StoredRun]:
-        runs = [run for run in store.runs() if precision in ("auto", run.provenance["precision"])]
-        return sorted(runs, key=lambda run: run.provenance["precision"], reverse=True)
+        kinds = PRECISIONS if precision == "auto" else [precision]
+        return [run for run in store.runs() if run.provenance["precision"] in kinds]
 
-    def at(profile: Profile) -> list[Cell]:
-        return report.cells_of(name, runs, [profile])
+    def cells(*profiles: Profile) -> list[Cell]:
+        return report.cells_of(name, runs, profiles)
 
     runs = stored()
     profile: Profile = wanted
     if wanted == "auto":
-        some = [p for p in PROFILES[:-1] if any(cell.runs for cell in at(p))]
-        profile = some[0] if some else "smoke"
+        some = (p for p in PROFILES[:-1] if any(cell.runs for cell in cells(p)))
+        profile = next(some, "smoke")
     if profile in ("smoke", wanted):
         details, todo = EXPERIMENTS[name].details, []
-        for cell in at(profile)[: SMOKE_CELLS if profile == "smoke" else None]:
+        for cell in cells(profile)[: SMOKE_CELLS if profile == "smoke" else None]:
             have = {run.spec.seed for run in cell.runs if run.details or not details}
-            lacks = [seed for seed in seeds or [1] if seed not in have]
-            if seeds is not None or not have:
-                todo += [cell.spec.model_copy(update={"seed": seed}) for seed in lacks]
+            lacking = set(seeds or ([] if have else [1])) - have
+            todo += [cell.spec.model_copy(update={"seed": seed}) for seed in sorted(lacking)]
         run_all(todo, store, device=device, precision=precision, details=details)
-        runs = stored() if todo else runs
-    missing = [cell.spec for cell in at("paper") if not cell.runs]
+        runs = stored()
+    missing = [cell.spec for cell in cells("paper") if not cell.runs]
     if seeds is not None:
         runs = [run for run in runs if run.spec.seed in seeds]
-    cells = at(profile)
-    if seeds is not None and profile != "smoke":
-        shown = {run.spec for cell in cells for run in cell.runs}
-        lacking = [spec.id for spec in experiment_specs(name, profile, seeds) if spec not in shown]
-        print(f"Not stored, and not shown: {', '.join(lacking) or 'none'}")
-    best = report.cells_of(name, runs, [profile] if profile == "smoke" else PROFILES[:-1])
+        shown = {run.spec for run in runs}
+        lacks = [spec.id for spec in experiment_specs(name, profile, seeds) if spec not in shown]
+        print(f"Not stored, and not shown: {', '.join(lacks) or 'none'}")
+    mine = cells(profile)
+    best = mine if profile == "smoke" else cells("paper", "lite")
     print(
-        f"{name}: profile {profile}, {sum(bool(cell.runs) for cell in cells)} of {len(cells)} "
-        f"cells are stored; at the paper's budget {len(missing)} are missing"
+        f"{name}: profile {profile}, {sum(bool(cell.runs) for cell in mine)} of {len(mine)} cells "
+        f"are stored; at the paper's budget {len(missing)} are missing"
     )
-    return Page(name, profile, tuple(cells), tuple(best), tuple(missing), store, device)
+    return Page(name, profile, tuple(mine), tuple(best), tuple(missing), store)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from math import isnan
+from pathlib import Path
 
 import pandas as pd
 
@@ -29,8 +30,15 @@ class Published:
 @cache
 def tables() -> pd.DataFrame:
     """All values: columns table, dataset, method, noise, noise_rate, mean, std."""
-    with (files("lnlsr_lib") / "paper.csv").open() as file:
-        return pd.read_csv(file)
+    return pd.read_csv(Path(__file__).with_name("paper.csv"))
+
+
+@cache
+def _by_condition() -> dict[tuple[str, str, str, float], Published]:
+    rows = tables()[::-1].fillna({"noise_rate": 0.0})  # of two tables the first one counts
+    keys = zip(rows["dataset"], rows["method"], rows["noise"], rows["noise_rate"], strict=True)
+    deviations = (None if isnan(std) else std for std in rows["std"])
+    return dict(zip(keys, map(Published, rows["table"], rows["mean"], deviations), strict=True))
 
 
 def published(dataset: str, method: str, noise: str, noise_rate: float) -> Published | None:
@@ -42,15 +50,4 @@ def published(dataset: str, method: str, noise: str, noise_rate: float) -> Publi
         noise: "clean", "symmetric", "asymmetric"; "lt" or "step" for imbalance; "web".
         noise_rate: its rate, or the imbalance ratio; 0 for clean labels and for "web".
     """
-    rows = tables().fillna({"noise_rate": 0.0})
-    rows = rows[
-        (rows.dataset == dataset)
-        & (rows.method == method)
-        & (rows.noise == noise)
-        & ((rows.noise_rate - noise_rate).abs() < 1e-9)
-    ]
-    if rows.empty:
-        return None
-    first = rows.iloc[0]
-    std = None if pd.isna(first["std"]) else float(first["std"])
-    return Published(int(first.table), float(first["mean"]), std)
+    return _by_condition().get((dataset, method, noise, noise_rate))

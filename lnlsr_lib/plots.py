@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from lnlsr_lib.protocol import METHODS, method_name
-from lnlsr_lib.report import Cell, Html, agreement
+from lnlsr_lib.report import ENDINGS, Cell, Html, agreement
 from lnlsr_lib.store import StoredRun, write_atomically
 
 __all__ = ["curves", "draw_beside", "draw_curves", "draw_embedding", "panels", "save_figure"]
@@ -40,10 +40,10 @@ INSIDE = (0.18, 0.19, 0.58, 0.69)  # the axes in their panel: left, bottom, widt
 
 def _use_style() -> None:
     """Set seaborn's and matplotlib's defaults for this project, in this process."""
-    sns.set_theme(context="paper", style="whitegrid", font_scale=1.1)
-    ink: dict[Any, str] = {f"{name}.color": INK for name in ("text", "xtick", "ytick")}
-    mpl.rcParams.update(ink | {"axes.labelcolor": INK, "axes.edgecolor": INK})
-    mpl.rcParams.update({"svg.hashsalt": "lnlsr", "grid.color": "#8a8a8a", "grid.alpha": 0.35})
+    look = dict.fromkeys(("text.color", "xtick.color", "ytick.color"), INK)
+    look |= {"axes.labelcolor": INK, "axes.edgecolor": INK, "svg.hashsalt": "lnlsr"}
+    look |= {"grid.color": "#8a8a8a", "grid.alpha": "0.35"}
+    sns.set_theme(context="paper", style="whitegrid", font_scale=1.1, rc=look)
 
 
 def curves(runs: Sequence[StoredRun]) -> pd.DataFrame:
@@ -93,13 +93,9 @@ def draw_curves(axes: Axes, lines: Mapping[str, Sequence[Sequence[float]]]) -> N
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, int, str, str]]) -> None:
     """Write each line's name right of its end, none over another; ``ends`` from below."""
     low, high = axes.get_ylim()
-    gap, at = 0.085 * (high - low), list[float]()
-    for value, *_ in ends:
-        at.append(max(value, at[-1] + gap) if at else value)
-    top = high
-    for i in range(len(at) - 1, -1, -1):
-        at[i] = min(at[i], top)
-        top = at[i] - gap
+    steps = 0.085 * (high - low) * np.arange(len(ends))
+    pushed_up = np.maximum.accumulate([value for value, *_ in ends] - steps) + steps
+    at = np.minimum(pushed_up, high - steps[::-1])
     for y, (value, epoch, name, colour) in zip(at, ends, strict=True):
         arrow = {"arrowstyle": "-", "lw": 0.5, "color": colour, "shrinkA": 1, "shrinkB": 1}
         look: dict[str, Any] = {"va": "center", "color": colour, "fontsize": "small"}
@@ -194,17 +190,15 @@ def panels(
     _use_style()
     columns, parts = min(columns, len(keys)), []
     rows = -(-len(keys) // columns)
-    size = np.array([PANEL[0] * columns, PANEL[1] * rows + 0.35 * bool(heading)])
-    whole = Figure(figsize=tuple(size))
-    for i, (name, key) in enumerate(keys.items()):
+    whole = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows))
+    places = whole.subfigures(rows, columns, squeeze=False).flat
+    for place, (name, key) in zip(places, keys.items(), strict=False):
         part = Figure(figsize=PANEL)
-        corner = np.add((i % columns, rows - 1 - i // columns), INSIDE[:2]) * PANEL / size
-        box = (*corner, *(np.multiply(INSIDE[2:], PANEL) / size))
-        for axes in (whole.add_axes(box), part.add_axes(INSIDE)):
+        for axes in (place.add_axes(INSIDE), part.add_axes(INSIDE)):
             axes.set_title(name, fontsize="medium")
             draw(axes, key)
         parts.append(_svg(part, f"{name}: {alt}"))
-    whole.suptitle(heading, y=1 - 0.12 / size[1])
+    whole.suptitle(heading, y=1, va="bottom")
     inner = "\n".join(parts)
     return whole, Html(
         f'<figure class="panels"><div style="--columns:{columns}">{inner}</div>'
@@ -232,7 +226,7 @@ def save_figure(figure: Figure, table: pd.DataFrame, name: str, folder: Path, pr
         lnlsr_lib.store.StoreError: a file cannot be written.
     """
     stem = folder / name / (name if profile == "paper" else f"{name}-{profile}")
-    for ending, undated in (("png", "Software"), ("svg", "Date"), ("pdf", "CreationDate")):
+    for ending, undated in zip(ENDINGS, ("Software", "Date", "CreationDate"), strict=False):
         content = io.BytesIO()
         look: dict[str, Any] = {"bbox_inches": "tight", "dpi": 130, "metadata": {undated: None}}
         figure.savefig(content, format=ending, **look)

@@ -9,8 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan, nan
 from pathlib import Path
+from typing import Literal
 
-from lnlsr_lib.cost import SHAPES, duration, images_of
+import pydantic.dataclasses
+
+from lnlsr_lib.cost import duration, images_of
 from lnlsr_lib.experiments import EXPERIMENTS
 from lnlsr_lib.paper import Published, published
 from lnlsr_lib.protocol import PROFILES, Profile, make_spec, method_name
@@ -20,14 +23,20 @@ from lnlsr_lib.store import StoredRun, results_folder
 __all__ = ["Cell", "Claim", "Html", "badge", "cells_of", "claims", "comparison", "grid", "table"]
 
 ROOT = Path(__file__).resolve().parent.parent  # of the checkout, for links into it
+ENDINGS = ("png", "svg", "pdf", "csv")  # of a figure's files for download
 # When two accuracies count as the same; all three are ours. Percentage points.
 AGREES_STDS = 2.0
 AGREES_POINTS = 0.5
 NEAR_POINTS = 3.0
-# The epochs behind the paper's numbers of NLNL are these multiples of ours.
-NLNL_SHARE = {"mnist": "a fourteenth", "cifar10": "an eighth", "cifar100": "a tenth"}
-DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-DATASETS |= {"webvision": "WebVision"}
+TITLES = ("MNIST", "CIFAR-10", "CIFAR-100", "WebVision")
+DATASETS = {title.lower().replace("-", ""): title for title in TITLES}
+# What is said in the place of a verdict.
+UNTOLD = {
+    "not run": "not run",
+    "reduced budget": "{}: no verdict",
+    "no verdict": "no verdict: not in the paper, or not its protocol",
+    "fewer epochs": "no verdict: behind the paper's number are 8 to 14 times as many epochs",
+}
 
 
 class Html(str):
@@ -49,6 +58,12 @@ def _html(value: object) -> str:
 def link(path: Path, text: object, title: str = "") -> Html:
     """A link to a file, which holds where the notebook is executed."""
     return Html(f'<a href="{os.path.relpath(path)}" title="{html.escape(title)}">{_html(text)}</a>')
+
+
+def downloads(folder: Path, stem: str) -> Html:
+    """Links to a figure's files."""
+    files = (link(folder / f"{stem}.{ending}", ending.upper()) for ending in ENDINGS)
+    return Html(" · ".join(files))
 
 
 def run_link(run: StoredRun, text: object) -> Html:
@@ -139,16 +154,12 @@ class Cell:
     @property
     def words(self) -> str:
         """The verdict, and what to know about it."""
-        kind, count = self.verdict, len(self.runs)
-        share = NLNL_SHARE.get(self.spec.dataset)
-        told = {
-            "reduced budget": f"{self.spec.profile}: no verdict",
-            "no verdict": "no verdict: not in the paper, or not its protocol",
-            "fewer epochs": f"no verdict: {share} of the epochs behind the paper's number",
-        }
+        if self.verdict in UNTOLD:
+            return UNTOLD[self.verdict].format(self.spec.profile)
+        count = len(self.runs)
         copy = any("copy" in run.provenance["data"] for run in self.runs)
-        said = f"{kind} ({count} run{'s' * (count > 1)}){', on a copy of the data' * copy}"
-        return told.get(kind, said) if self.runs else kind
+        several, on_copy = "s" * (count > 1), ", on a copy of the data" * copy
+        return f"{self.verdict} ({count} run{several}){on_copy}"
 
     def series(self, name: str) -> list[list[float]]:
         """A series of the history, of every seed."""
@@ -165,8 +176,7 @@ def cells_of(
 ) -> list[Cell]:
     """The cells of a figure or table, each with the runs of the first profile that has any.
 
-    Of one seed the first run counts, so where both precisions are to be had, float32 should come
-    first.
+    Of one seed and several precisions, that in float32 counts.
 
     Args:
         name: one of :data:`lnlsr_lib.experiments.EXPERIMENTS`.
@@ -174,17 +184,16 @@ def cells_of(
         profiles: the best first. A cell without runs is of the first.
     """
     stored: dict[RunSpec, dict[int, StoredRun]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda r: (r.spec.seed, r.provenance["precision"] != "float32")):
         same = stored.setdefault(run.spec.model_copy(update={"seed": 0}), {})
         same.setdefault(run.spec.seed, run)
     cells = []
     columns = [EXPERIMENTS[name].specs(profile, 0) for profile in ("paper", *profiles)]
     for wanted, *specs in zip(*columns, strict=True):
         spec = next((spec for spec in specs if spec in stored), specs[0])
-        group = stored.get(spec, {})
-        published_too = published(wanted.dataset, wanted.method, *paper_condition(wanted))
-        paper = published_too if follows_protocol(wanted) else None
-        cells.append(Cell(wanted, spec, tuple(group[seed] for seed in sorted(group)), paper))
+        known = published(wanted.dataset, wanted.method, *paper_condition(wanted))
+        paper = known if follows_protocol(wanted) else None
+        cells.append(Cell(wanted, spec, tuple(stored.get(spec, {}).values()), paper))
     return cells
 
 
@@ -199,18 +208,17 @@ def comparison(cells: Sequence[Cell]) -> Html:
     """
     several = len({cell.name for cell in cells}) > 1
     mixed = len({run.provenance["precision"] for cell in cells for run in cell.runs}) > 1
-    rows: list[dict[str, object]] = []
+    rows = []
     for cell in cells:
         name = method_name(cell.spec.method)
+        seeds = (run_link(run, f"{run.final_accuracy:.2f}") for run in cell.runs)
         row: dict[str, object] = {
             "method": f"{name}, {cell.wanted.condition}" if several else name,
             "paper": cell.paper or "-",
             "verdict": mark(cell.verdict, cell.words),
             "ours, last epoch": ours(cell),
             "ours, best epoch": _mean_std([run.best_accuracy for run in cell.runs]),
-            "each seed": Html(
-                ", ".join(run_link(run, f"{run.final_accuracy:.2f}") for run in cell.runs)
-            ),
+            "each seed": Html(", ".join(seeds)),
         }
         if mixed:
             row["precision"] = ", ".join(sorted({r.provenance["precision"] for r in cell.runs}))
@@ -269,7 +277,7 @@ def _mean_std(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.2f}{spread}"
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True)
 class Claim:
     """A sentence of the paper as a number and a threshold.
 
@@ -280,18 +288,17 @@ class Claim:
         sign: ">" or "<", between value and threshold.
         threshold: where the claim stops to hold; ours where the paper gives none.
         digits: behind the point.
+
+    Raises:
+        ValueError: another sign.
     """
 
     claim: str
     measured: str
     value: float
-    sign: str
+    sign: Literal["<", ">"]
     threshold: float
     digits: int = 2
-
-    def __post_init__(self) -> None:
-        if self.sign not in "<>":
-            raise ValueError(f"sign must be < or >, got {self.sign!r}")
 
     @property
     def holds(self) -> bool | None:
@@ -307,14 +314,12 @@ def claims(statements: Sequence[Claim], profile: str) -> Html:
         statements: one or more.
         profile: of the runs; lite is named beside each outcome, and smoke tests nothing.
     """
+    outcomes: dict[bool | None, tuple[str, str]] = {None: ("not run", "not tested")}
+    outcomes |= {True: ("agrees", "holds"), False: ("differs", "does not hold")}
     rows: list[dict[str, object]] = []
     for one in statements:
         holds = None if profile == "smoke" else one.holds
-        kind, said = {
-            True: ("agrees", "holds"),
-            False: ("differs", "does not hold"),
-            None: ("not run", "not tested"),
-        }[holds]
+        kind, said = outcomes[holds]
         budget = f", at {profile} budget" * (profile != "paper" and holds is not None)
         rows.append(
             {
@@ -332,24 +337,24 @@ def badge(runs: Sequence[StoredRun]) -> Html:
     """What stands behind a figure, in one line: profile, seeds, device, time, code.
 
     Args:
-        runs: the stored runs that the figure shows, one or more.
+        runs: the stored runs that the figure shows; of none there is nothing to say.
     """
     if not runs:
-        raise ValueError("runs must be one or more")
-
-    def each(values: Iterable[object]) -> str:
-        return html.escape(", ".join(sorted({str(value) for value in values})))
-
-    def fact(name: str) -> str:
-        return each(run.provenance[name] for run in runs)
-
-    specs, time = [run.spec for run in runs], sum(run.provenance["seconds"] for run in runs)
-    sizes = ["all" if images_of(s) == SHAPES[s.dataset][0] else images_of(s) for s in specs]
-    code = [f"{r.provenance['commit']}"[:8] + "+" * bool(r.provenance["modified"]) for r in runs]
+        return Html("")
+    facts = [run.spec.model_dump() | run.provenance for run in runs]
+    times: dict[str, list[float]] = {}
+    for fact, run in zip(facts, runs, strict=True):
+        fact["images"] = images_of(run.spec)
+        fact["commit"] = f"{fact['commit']}"[:8] + "+" * bool(fact["modified"])
+        times.setdefault(f"{fact['device']}, {fact['threads']} thread(s)", []).append(
+            fact["seconds"]
+        )
+    each = {name: _html(", ".join(sorted({str(f[name]) for f in facts}))) for name in facts[0]}
+    took = [
+        f"{len(of)} runs in {duration(sum(of))} on {_html(place)}" for place, of in times.items()
+    ]
     return Html(
-        f'<p class="badge-line"><b>Profile {each(s.profile for s in specs)}</b> · data: '
-        f"{fact('data')}, {each(sizes)} training images · {each(s.epochs for s in specs)} epochs · "
-        f"seed {each(s.seed for s in specs)} · {fact('device')}, {fact('threads')} thread(s), "
-        f"{fact('precision')} · {len(runs)} runs in {duration(time)} · torch {fact('torch')} · "
-        f"commit {each(code)} · protocol {each(s.protocol for s in specs)}</p>"
+        "<p class='badge-line'><b>Profile {profile}</b> · data: {data}, {images} training images · "
+        "{epochs} epochs · seed {seed} · {took} · {precision} · torch {torch} · commit {commit} · "
+        "protocol {protocol}</p>".format(**each, took=" · ".join(took))
     )

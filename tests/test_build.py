@@ -10,7 +10,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from lnlsr_lib.experiments import experiment_specs
 from lnlsr_lib.paper import tables
-from lnlsr_lib.store import StoredRun
+from lnlsr_lib.store import Store, StoredRun
 from lnlsr_lib.trainer import HISTORY
 
 ROOT = Path(__file__).parent.parent
@@ -116,9 +116,31 @@ def test_what_was_found_counts_lost_classes_and_gains(build):
 
 def test_runs_are_shown_on_their_pages(build):
     run = stored()
-    pages = build.shown_on([run])[run.spec.id]
+    pages = build.shown_on([run])[build.run_name(run)]
     assert {"fig3", "fig7", "table1"} <= set(pages)
-    listed = build.all_runs([run], {run.spec.id: pages})
+    listed = build.all_runs([run], {build.run_name(run): pages})
     assert run.spec.id in listed
     assert build.all_runs([], {}) == "<p>No run is stored.</p>"
     assert "notebooks/fig3.ipynb" in listed
+
+
+def unseen(build, runs):
+    """The runs at the paper's budget that no page shows."""
+    whole = [run for run in runs if run.spec.profile == "paper"]
+    shown = build.shown_on(whole)
+    return [build.run_name(run) for run in whole if build.run_name(run) not in shown]
+
+
+def test_every_stored_run_at_the_papers_budget_is_on_a_page(build):
+    assert unseen(build, Store(ROOT / "results").runs()) == []
+
+
+def test_a_run_that_no_page_shows_is_noticed(build):
+    other = stored(learning_rate=0.5)
+    half = stored(4)  # GCE, which the page on precisions does not compare
+    half.provenance["precision"] = "bf16"
+    both = stored(1)
+    both.provenance["precision"] = "bf16"
+    runs = [stored(1), both, stored(4), half, other]
+    assert unseen(build, runs) == [build.run_name(half), build.run_name(other)]
+    assert unseen(build, [half]) == []

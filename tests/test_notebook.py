@@ -4,7 +4,7 @@ import pytest
 
 from lnlsr_lib import notebook
 from lnlsr_lib.experiments import experiment_specs
-from lnlsr_lib.regularization import lp_norm
+from lnlsr_lib.regularization import lp_norm, sparse_rates
 from lnlsr_lib.report import Claim
 from lnlsr_lib.store import Store
 from lnlsr_lib.trainer import HISTORY, SHARES, RunResult
@@ -16,11 +16,12 @@ device: str = "cpu"  # where
 precision: str = "auto"  # how
 rate: float = 0.5  # of noise
 loud: bool = False  # or not
+weights: list[float] = [0.0]  # several
 """
 KINDS = {"profile": str, "seeds": object, "device": str, "precision": str}
-KINDS |= {"rate": float, "loud": bool}
+KINDS |= {"rate": float, "loud": bool, "weights": list[float]}
 VALUES = {"profile": "auto", "seeds": "auto", "device": "cpu", "precision": "auto"}
-VALUES |= {"rate": 0.5, "loud": False}
+VALUES |= {"rate": 0.5, "loud": False, "weights": [0.0]}
 
 
 def namespace(*cells, **injected):
@@ -49,14 +50,15 @@ def test_an_unknown_parameter_is_refused_by_name(value):
 @pytest.mark.parametrize(
     ("name", "value", "wanted"),
     [
-        ("profile", 3, "must be str, got int: 3"),
-        ("rate", "0.5", "must be float, got str"),
-        ("rate", True, "must be float, got bool"),
-        ("loud", 1, "must be bool, got int"),
+        ("profile", 3, "valid string .*input_value=3"),
+        ("rate", "0.5", "valid number .*input_value='0.5'"),
+        ("rate", True, "valid number .*input_type=bool"),
+        ("loud", 1, "valid boolean .*input_value=1"),
+        ("weights", [0.5, "1"], "valid number .*input_value='1'"),
     ],
 )
 def test_a_parameter_of_the_wrong_type_is_refused(name, value, wanted):
-    with pytest.raises(TypeError, match=wanted):
+    with pytest.raises(ValueError, match=rf"(?s){name}.*{wanted}"):
         notebook.check_parameters(namespace(**{name: value}))
 
 
@@ -170,6 +172,8 @@ def test_a_named_profile_trains_what_is_missing_and_smoke_no_more_than_a_few_cel
     page = notebook.open_page("precision", namespace(profile="lite", seeds=[1, 2]))
     assert {(spec.profile, spec.seed) for spec in trained} == {("lite", 1), ("lite", 2)}
     assert (len(trained), len(page.runs)) == (3, 4)
+    shown = page.beside("Every accuracy of CE and of CE+SR.")
+    assert "<b>bf16 beside float32, MNIST, symmetric 0.8.</b>" in shown
     trained.clear()
     page = notebook.open_page("fig8", namespace())
     assert page.profile == "smoke"
@@ -212,6 +216,12 @@ def test_gains_are_by_condition_and_leave_out_what_is_not_run(page):
     assert page.gains("ce_sr", "ce", noise="symmetric") == []
 
 
+def test_a_page_says_what_missing_runs_cost_and_times_nothing(page, monkeypatch):
+    monkeypatch.setattr("lnlsr_lib.cost.train", refuse)
+    assert "on an A100-class GPU" in page.note()
+    assert "lnlsr estimate table1 --profile paper" in page.note()
+
+
 def test_a_page_names_what_is_missing_and_leads_to_its_files_and_functions(page, store):
     assert "126 of 135 runs at the paper's budget are missing" in page.note()
     shown = page.beside("Every accuracy of the table and ours.")
@@ -219,9 +229,10 @@ def test_a_page_names_what_is_missing_and_leads_to_its_files_and_functions(page,
     assert "<b>Table 1.</b>" in shown
     files = {path.name for path in (store.folder / "table1").iterdir()}
     assert files == {f"table1.{ending}" for ending in ("png", "svg", "pdf", "csv")}
-    footer = page.footer(lp_norm)
+    footer = page.footer(lp_norm, sparse_rates)  # the second one is decorated
     assert "table1.csv" in footer
-    assert "regularization.py#lp_norm" in footer
+    assert "lnlsr_lib/regularization.py#lp_norm" in footer
+    assert "lnlsr_lib/regularization.py#sparse_rates" in footer
     assert "lnlsr run table1 --profile paper" in footer
     assert page.grids().count("<h3>") == 3
     assert "not tested" in page.claims(Claim("a", "b", float("nan"), ">", 0))

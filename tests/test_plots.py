@@ -118,7 +118,7 @@ def test_panels_are_described_and_take_the_colours_of_the_page():
     assert plots.INK not in page
     assert "currentColor" in page
     assert 'width="' not in page[page.index("<svg") : page.index(">", page.index("<svg"))]
-    boxes = [panel.get_position() for panel in figure.axes]
+    boxes = [panel.get_window_extent() for panel in figure.axes]
     assert boxes[0].y0 == boxes[1].y0 > boxes[2].y0
     assert boxes[0].x1 < boxes[1].x0
 
