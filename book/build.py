@@ -26,6 +26,7 @@ import nbformat
 import torch
 import vendor_mathjax
 from nbformat.v4 import new_markdown_cell
+from tqdm import tqdm
 
 from lnlsr_lib import report
 from lnlsr_lib.cost import duration
@@ -419,7 +420,8 @@ def main() -> int:
         folder.mkdir(exist_ok=True)
     begun = time.perf_counter()
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        times = dict(zip([n.stem for n in notebooks], pool.map(execute, notebooks), strict=True))
+        took = tqdm(pool.map(execute, notebooks), "executing", len(notebooks), unit="notebook")
+        times = dict(zip([n.stem for n in notebooks], took, strict=True))
     total = time.perf_counter() - begun
     for path in notebooks:
         for line in fit_into_book(PAGES / path.name):
