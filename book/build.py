@@ -75,6 +75,7 @@ def execute(path: Path) -> float:
         ],
         capture_output=True,
         text=True,
+        env=os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // AT_ONCE))},
     )
     if done.returncode:
         raise SystemExit(f"{path.name} failed:\n{done.stderr}")
