@@ -244,7 +244,7 @@ def grid(cells: Sequence[Cell]) -> Html:
     for cell in cells:
         row = wide.setdefault(cell.spec.method, {"method": method_name(cell.spec.method)})
         budget = f" <small>{cell.spec.profile}</small>" * (cell.verdict == "reduced budget")
-        paper = f"<br><small>paper {_html(cell.paper or '-')}</small>"
+        paper = f'<br><small title="paper">{_html(cell.paper or "-")}</small>'
         ours_marked = mark(cell.verdict, ours(cell), cell.words)
         row[cell.wanted.condition] = Html(ours_marked + budget + paper)
     return table(list(wide.values()), "grid")
