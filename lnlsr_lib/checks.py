@@ -7,6 +7,7 @@ no values to look at.
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -43,8 +44,8 @@ def look(tensor: Tensor) -> int | float | bool | None:
 def check_range(
     name: str,
     value: Any,
-    low: float | None = None,
-    high: float | None = None,
+    low: float = -math.inf,
+    high: float = math.inf,
     *,
     open_low: bool = False,
 ) -> float:
@@ -60,14 +61,10 @@ def check_range(
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}: {value!r}")
-    finite = value == value and abs(value) != float("inf")
-    too_low = low is not None and (value <= low if open_low else value < low)
-    too_high = high is not None and value > high
-    if not finite or too_low or too_high:
-        left = "(" if open_low else "["
-        lower = "-inf" if low is None else f"{low:g}"
-        interval = f"{left}{lower}, inf)" if high is None else f"{left}{lower}, {high:g}]"
-        raise ValueError(f"{name} must be in {interval}, got {value!r}")
+    above = low < value if open_low else low <= value  # neither is true of NaN
+    if not above or value > high or abs(value) == math.inf:
+        left, right = "(" if open_low else "[", ")" if high == math.inf else "]"
+        raise ValueError(f"{name} must be in {left}{low:g}, {high:g}{right}, got {value!r}")
     return value
 
 

@@ -43,7 +43,6 @@ __all__ = [
     "GeneralizedCrossEntropy",
     "Loss",
     "NegativeLearning",
-    "WeightedSum",
     "build_loss",
     "co_teaching_loss",
     "cross_entropy",
@@ -54,6 +53,7 @@ __all__ = [
     "normalized_focal_loss",
     "partially_huberised_cross_entropy",
     "reverse_cross_entropy",
+    "weighted_sum",
 ]
 
 RCE_LOG_ZERO = math.log(1e-4)  # A, the logarithm of a clamped 0; source: the authors' code
@@ -287,6 +287,42 @@ def partially_huberised_cross_entropy(logits: Tensor, labels: Tensor, t: float =
     return torch.where(log_u > -math.log(t), -log_u, math.log(t) + 1 - t * log_u.exp())
 
 
+def weighted_sum(
+    first: PerSample,
+    second: PerSample,
+    logits: Tensor,
+    labels: Tensor,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+) -> Tensor:
+    """alpha times one loss plus beta times another, per sample: SCE, and active passive losses.
+
+    Args:
+        first, second: functions of (logits, labels) to one loss per sample.
+        logits: (N, K), any floating dtype.
+        labels: (N,), int64, in [0, K - 1].
+        alpha, beta: the weights of the two, >= 0.
+
+    Returns:
+        (N,), float32 or wider.
+
+    Raises:
+        TypeError, ValueError: alpha or beta below 0, or bad logits or labels.
+
+    Source: SCE = alpha CE + beta RCE, Wang et al., ICCV 2019; APL = alpha active + beta passive,
+    Ma et al., ICML 2020. In APL the passive part of NCE+MAE is beta (1 - u_y), half of
+    :func:`mean_absolute_error` as it stands alone.
+    """
+    alpha, beta = check_parameter("alpha", alpha, 0.0), check_parameter("beta", beta, 0.0)
+    return alpha * first(logits, labels) + beta * second(logits, labels)
+
+
+def _nfl_rce(logits: Tensor, labels: Tensor, detach: bool = False, **weights: float) -> Tensor:
+    """NFL+RCE, whose active part alone has the option."""
+    active = partial(normalized_focal_loss, detach=detach)
+    return weighted_sum(active, reverse_cross_entropy, logits, labels, **weights)
+
+
 class Loss(nn.Module):
     """A per-sample loss with a reduction: ``forward(logits, labels)``.
 
@@ -323,16 +359,12 @@ class Loss(nn.Module):
         self.function, self.params = function, params
         self._new = True  # no batch was looked at
 
-    def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """One loss per sample, (N,)."""
-        assert self.function is not None, "a subclass without a function defines per_sample"
-        return self.function(logits, labels, **self.params)
-
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         kept = kept_rows(labels, self.ignore_index)
         if kept is not None:
             labels = torch.where(kept, labels, 0)
-        rows = self.per_sample(logits, labels)  # (N,)
+        assert self.function is not None, "a subclass without a function defines forward"
+        rows = self.function(logits, labels, **self.params)  # (N,)
         if not torch.compiler.is_compiling() and self._new:
             self._new = False
             warn_of_softmax(logits)
@@ -357,55 +389,15 @@ class CrossEntropy(Loss):
 class FocalLoss(Loss):
     """FL, see :func:`focal_loss`; ``more`` are :class:`Loss`'s weight and ignore_index."""
 
-    def __init__(
-        self, gamma: float = 0.5, detach: bool = False, reduction: str = "mean", **more: Any
-    ) -> None:
-        super().__init__(reduction, focal_loss, gamma=gamma, detach=detach, **more)
+    def __init__(self, gamma: float = 0.5, detach: bool = False, **more: Any) -> None:
+        super().__init__(function=focal_loss, gamma=gamma, detach=detach, **more)
 
 
 class GeneralizedCrossEntropy(Loss):
     """GCE, see :func:`generalized_cross_entropy`; ``more`` are :class:`Loss`'s options."""
 
-    def __init__(
-        self, q: float = 0.7, floor: float = 0.0, reduction: str = "mean", **more: Any
-    ) -> None:
-        super().__init__(reduction, generalized_cross_entropy, q=q, floor=floor, **more)
-
-
-class WeightedSum(Loss):
-    """alpha times one loss plus beta times another: SCE, and the active passive losses (APL).
-
-    Args:
-        first, second: functions of (logits, labels) to one loss per sample.
-        alpha, beta: their weights, >= 0.
-        reduction: as for :class:`Loss`, as are weight and ignore_index in ``more``.
-
-    Raises:
-        TypeError, ValueError: alpha or beta below 0, or as for :class:`Loss`.
-
-    Source: SCE = alpha CE + beta RCE, Wang et al., ICCV 2019; APL = alpha active + beta passive,
-    Ma et al., ICML 2020. In APL the passive part of NCE+MAE is beta (1 - u_y), half of
-    :func:`mean_absolute_error` as it stands alone.
-    """
-
-    def __init__(
-        self,
-        first: PerSample,
-        second: PerSample,
-        alpha: float = 1.0,
-        beta: float = 1.0,
-        reduction: str = "mean",
-        **more: Any,
-    ) -> None:
-        super().__init__(reduction, **more)
-        self.first, self.second = first, second
-        self.alpha = check_parameter("alpha", alpha, 0.0)
-        self.beta = check_parameter("beta", beta, 0.0)
-        if self.params:
-            raise TypeError(f"there are no parameters {', '.join(self.params)}")
-
-    def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return self.alpha * self.first(logits, labels) + self.beta * self.second(logits, labels)
+    def __init__(self, q: float = 0.7, floor: float = 0.0, **more: Any) -> None:
+        super().__init__(function=generalized_cross_entropy, q=q, floor=floor, **more)
 
 
 class NegativeLearning(Loss):
@@ -572,15 +564,12 @@ def co_teaching_loss(first: Tensor, second: Tensor, keep_rate: float) -> Tensor:
             f"got {tuple(first.shape)} and {tuple(second.shape)}"
         )
     keep = max(1, int(keep_rate * len(first)))
-    easy_for_first = first.detach().argsort()[:keep]
-    easy_for_second = second.detach().argsort()[:keep]
+    easy_for_first, easy_for_second = (loss.detach().argsort()[:keep] for loss in (first, second))
     return first[easy_for_second].mean() + second[easy_for_first].mean()
 
 
-def _nfl_rce(detach: bool = False, **params: Any) -> Loss:
-    """NFL+RCE, whose active part alone has the option."""
-    first = partial(normalized_focal_loss, detach=detach)
-    return WeightedSum(first, reverse_cross_entropy, **params)
+def _sum_of(first: PerSample, second: PerSample) -> Callable[..., Loss]:
+    return partial(Loss, function=partial(weighted_sum, first, second))
 
 
 LOSSES: dict[str, Callable[..., Loss]] = {
@@ -593,10 +582,10 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "nfl": partial(Loss, function=normalized_focal_loss),
     "phuber_ce": partial(Loss, function=partially_huberised_cross_entropy),
     "nlnl": NegativeLearning,
-    "sce": partial(WeightedSum, cross_entropy, reverse_cross_entropy),
-    "apl": partial(WeightedSum, normalized_cross_entropy, partial(mean_absolute_error, scale=1.0)),
-    "nce_rce": partial(WeightedSum, normalized_cross_entropy, reverse_cross_entropy),
-    "nfl_rce": _nfl_rce,
+    "sce": _sum_of(cross_entropy, reverse_cross_entropy),
+    "apl": _sum_of(normalized_cross_entropy, partial(mean_absolute_error, scale=1.0)),
+    "nce_rce": _sum_of(normalized_cross_entropy, reverse_cross_entropy),
+    "nfl_rce": partial(Loss, function=_nfl_rce),
 }
 
 

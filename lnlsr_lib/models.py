@@ -159,11 +159,6 @@ class _ResNet(ResNet):  # type: ignore[misc]
         pooled: Tensor = self.avgpool(x)
         return pooled.flatten(1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits, (N, K)."""
-        logits: Tensor = self.fc(self.features(x))
-        return logits
-
 
 def _resnet34(num_classes: int, side: int = 32) -> nn.Module:
     """ResNet-34 for CIFAR: a 3x3 stem of stride 1 without max-pool; 21,328,292 parameters at

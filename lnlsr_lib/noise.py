@@ -152,11 +152,8 @@ def pair_transition(num_classes: int, flips: Mapping[int, int], noise_rate: floa
     noise_rate = check_range("noise_rate", noise_rate, 0.0, 1.0)
     transition = torch.eye(num_classes, dtype=torch.float64)
     for source, target in flips.items():
-        inside = all(
-            isinstance(k, (int, np.integer)) and not isinstance(k, bool) and 0 <= k < num_classes
-            for k in (source, target)
-        )
-        if not inside or source == target:
+        whole = all(type(k) is int or isinstance(k, np.integer) for k in (source, target))
+        if not whole or source == target or not {source, target} <= set(range(num_classes)):
             raise ValueError(
                 f"flips must go from one class in [0, {num_classes - 1}] to another, "
                 f"got {source!r} to {target!r}"
@@ -230,14 +227,10 @@ def expected_transition(
 
 
 def _check_transition(transition: Tensor) -> None:
-    if not isinstance(transition, Tensor) or transition.ndim != 2:
-        raise ValueError("transition must be a (K, K) tensor")
-    rows, columns = transition.shape
-    if rows != columns or rows < 2 or not transition.is_floating_point():
-        raise ValueError(
-            f"transition must be (K, K), K >= 2, floating; "
-            f"got {tuple(transition.shape)} of {transition.dtype}"
-        )
+    if not isinstance(transition, Tensor) or not transition.is_floating_point():
+        raise ValueError(f"transition must be a (K, K) tensor, floating; got {transition!r}")
+    if transition.ndim != 2 or not 2 <= transition.shape[0] == transition.shape[1]:
+        raise ValueError(f"transition must be (K, K), K >= 2, got {tuple(transition.shape)}")
     sums = transition.double().sum(dim=1)
     # ``not (... >= 0).all()`` rather than ``(... < 0).any()``: it refuses NaN as well.
     if not bool((transition >= 0).all()) or not bool(((sums - 1).abs() < 1e-6).all()):

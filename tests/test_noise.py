@@ -186,7 +186,7 @@ def test_realised_transition_counts_and_leaves_absent_classes_at_zero():
 
 BAD_TRANSITIONS = {
     "no tensor": ([[1.0, 0.0], [0.0, 1.0]], r"must be a \(K, K\) tensor"),
-    "rank 1": (torch.ones(2), r"must be a \(K, K\) tensor"),
+    "rank 1": (torch.ones(2), r"must be \(K, K\), K >= 2"),
     "not square": (torch.full((2, 3), 1 / 3), r"must be \(K, K\), K >= 2"),
     "one class": (torch.ones(1, 1), r"must be \(K, K\), K >= 2"),
     "integers": (torch.eye(2, dtype=torch.int64), "floating"),
