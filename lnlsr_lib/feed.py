@@ -16,13 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lnlsr_lib.augment import Augmentation
-from lnlsr_lib.data import (
-    Dataset,
-    balanced_subset,
-    data_folder,
-    load_dataset,
-    load_human_labels,
-)
+from lnlsr_lib.data import Dataset, balanced_subset, data_folder, load_dataset, load_human_labels
 from lnlsr_lib.noise import corrupt_labels, imbalanced_subset, noisy_labels
 from lnlsr_lib.spec import RunSpec
 from lnlsr_lib.webvision import IMAGENET_MEAN, IMAGENET_STD, WebVisionStream
@@ -71,15 +65,8 @@ def given_labels(spec: RunSpec, data: Dataset, index: Tensor) -> Tensor:
                 f"transition must have a row for each of {data.num_classes} classes of {data.name}"
             )
         return corrupt_labels(labels, torch.tensor(spec.transition).double(), generator)
-    return noisy_labels(
-        labels,
-        data.name,
-        data.num_classes,
-        spec.noise,
-        spec.noise_rate,
-        generator,
-        spec.noise_variant,
-    )
+    kind = spec.noise, spec.noise_rate, generator, spec.noise_variant
+    return noisy_labels(labels, data.name, data.num_classes, *kind)
 
 
 @dataclass(frozen=True)
@@ -171,9 +158,8 @@ class Resident:
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The test images in big batches, with their labels."""
-        yield from zip(
-            self.test_images.split(EVAL_BATCH), self.test_labels.split(EVAL_BATCH), strict=True
-        )
+        parts = self.test_images.split(EVAL_BATCH), self.test_labels.split(EVAL_BATCH)
+        yield from zip(*parts, strict=True)
 
 
 class Stream:
@@ -191,7 +177,7 @@ class Stream:
     @property
     def origin(self) -> str:
         """Where the images came from, and how many files the last passes had to skip."""
-        skipped = len(self.train.report.skipped), len(self.test.report.skipped)
+        skipped = len(self.train.skipped), len(self.test.skipped)
         return (
             f"WebVision 1.0, Google subset, first {self.num_classes} classes; files skipped: "
             f"{skipped[0]} train, {skipped[1]} test"
@@ -204,10 +190,6 @@ class Stream:
         for images, labels in self.train.batches(self.spec.batch_size, generator, self.workers):
             if len(labels) > 1:
                 yield Batch(images.to(self.device), labels.to(self.device), None, nowhere)
-
-    def train_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """None: every pass over the files augments them anew."""
-        yield from ()
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The test images, with their labels."""

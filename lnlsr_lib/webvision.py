@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,27 +17,13 @@ from torch import Tensor
 from lnlsr_lib.checks import check_range
 from lnlsr_lib.data import DataError
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "StreamReport", "WebVisionStream"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "WebVisionStream"]
 
 # Per channel, of pixels scaled to [0, 1]. Source: the authors' code, which takes ImageNet's.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Sample = tuple[Tensor | None, int, str]  # image, label, and why there is none
-
-
-@dataclass
-class StreamReport:
-    """What a pass over the stream has read so far, and the files that it left out and why."""
-
-    read: int = 0
-    skipped: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        return (
-            f"{self.read} images read, {len(self.skipped)} files skipped, which are missing or no "
-            f"images: {', '.join(sorted(self.skipped)[:5]) or 'none'}"
-        )
 
 
 def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[str]]:
@@ -66,7 +51,7 @@ class WebVisionStream(torch.utils.data.Dataset[Sample]):
 
     Attributes:
         names, labels: paths and int64 (N,), in the list's order.
-        report: of the latest pass, as far as it went.
+        skipped: the files that the latest pass has left out so far, and why.
 
     Raises:
         DataError: the list is missing or malformed, or has no image of these classes.
@@ -81,7 +66,7 @@ class WebVisionStream(torch.utils.data.Dataset[Sample]):
 
         check_range("num_classes", num_classes, 1)
         check_range("max_bad", 0 if max_bad is None else max_bad, 0)
-        self.train, self.report = train, StreamReport()
+        self.train, self.skipped = train, list[str]()
         self.folder = Path(folder) if train else Path(folder) / "val_images_256"
         path = Path(folder) / "info" / f"{'train_filelist_google' if train else 'val_filelist'}.txt"
         if not path.is_file():
@@ -149,7 +134,7 @@ class WebVisionStream(torch.utils.data.Dataset[Sample]):
         Warns:
             UserWarning: files were skipped; at the end of the pass.
         """
-        report = self.report = StreamReport()
+        skipped = self.skipped = list[str]()
         n = len(self.names)
         order = torch.randperm(n, generator=generator) if self.train else torch.arange(n)
         seeds = torch.randint(2**62, (n,), generator=generator)
@@ -162,11 +147,12 @@ class WebVisionStream(torch.utils.data.Dataset[Sample]):
             generator=generator,
         )
         for images, labels, bad in loader:
-            report.read += len(labels)
-            report.skipped += bad
-            if len(report.skipped) > self.max_bad:
-                raise DataError(f"{self.folder}: {report}; at most {self.max_bad} are allowed")
+            skipped += bad
+            report = f"{self.folder}: {len(skipped)} files skipped, which are missing or no images"
+            named = ", ".join(sorted(skipped)[:5])
+            if len(skipped) > self.max_bad:
+                raise DataError(f"{report}; at most {self.max_bad} are allowed: {named}")
             if len(labels):
                 yield images, labels
-        if report.skipped:
-            warnings.warn(f"{self.folder}: {report}", stacklevel=2)
+        if skipped:
+            warnings.warn(f"{report}: {named}", stacklevel=2)
