@@ -41,18 +41,15 @@ def resolve_precision(precision: str, device: torch.device) -> Precision:
     Raises:
         ValueError: neither "auto" nor "float32" nor "bf16".
     """
-    if precision == "float32":
-        return "float32"
-    if precision == "bf16":
-        return "bf16"
-    if precision != "auto":
+    if precision not in ("auto", "float32", "bf16"):
         raise ValueError(f"precision must be auto, float32 or bf16, got {precision!r}")
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if device.type == "cpu":
+    fit: bool | None = precision == "bf16"
+    if precision == "auto" and device.type == "cuda":
+        fit = torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "auto" and device.type == "cpu":
         can = torch.cpu.get_capabilities()
-        return "bf16" if can.get("amx_bf16") or can.get("avx512_bf16") else "float32"
-    return "float32"
+        fit = can.get("amx_bf16") or can.get("avx512_bf16")
+    return "bf16" if fit else "float32"
 
 
 @cache
@@ -61,11 +58,9 @@ def keep_freed_memory() -> bool:
 
     Does nothing elsewhere.
     """
-    if not sys.platform.startswith("linux"):
-        return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # TypeError: Windows has no CDLL(None)
         return False
     m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
     return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1))
