@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -127,21 +128,12 @@ class RunResult:
     details: dict[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
     @property
-    def final_accuracy(self) -> float:
-        """Test accuracy after the last epoch, percent."""
-        return float(self.history["test_accuracy"][-1] or 0)
-
-    @property
-    def best_accuracy(self) -> float:
-        """The highest test accuracy of any epoch, percent."""
-        return max(float(accuracy or 0) for accuracy in self.history["test_accuracy"])
-
-    @property
     def seconds(self) -> float:
         """Wall-clock time of all epochs."""
         return sum(float(seconds or 0) for seconds in self.history["seconds"])
 
 
+Outputs = Callable[[Any, Iterable[tuple[Tensor, Tensor]]], tuple[Tensor, Tensor]]
 STATE = {
     *("id", "digest", "precision", "made_with", "epoch", "history", "confusion", "margins"),
     *("models", "objective", "optimizer", "scheduler"),
@@ -150,28 +142,29 @@ STATE = {
 
 @torch.no_grad()
 def _outputs(
-    call: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]
+    pixels: Pixels, autocast: torch.autocast, network: Any, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """``call`` over all batches, float32, and their labels."""
-    pairs = [(call(images).float(), labels) for images, labels in batches]
+    """What ``network`` makes of all batches, float32, and their labels."""
+    with autocast:
+        pairs = [(network(pixels(images)).float(), labels) for images, labels in batches]
     outputs, labels = zip(*pairs, strict=True)
     return torch.cat(outputs), torch.cat(labels)
 
 
 def _last_look(
-    model: Any, pixels: Pixels, source: Resident | Stream, autocast: torch.autocast, tally: Tally
+    model: Any, outputs: Outputs, source: Resident | Stream, tally: Tally
 ) -> dict[str, Tensor]:
     """``details`` of :class:`RunResult`: the trained network on every sample that has a place."""
     model.eval()
-    found: dict[str, Tensor] = {}
-    with autocast:
-        hidden, labels = _outputs(lambda x: model.features(pixels(x)), source.test_batches())
-        found |= {"features": hidden, "test_labels": labels}
-        for part, batches in (("test", source.test_batches), ("train", source.train_batches)):
-            if part == "test" or isinstance(source, Resident):
-                logits, labels = _outputs(lambda x: model(pixels(x)), batches())
-                found[f"{part}_prediction"] = logits.argmax(dim=1)
-                found[f"{part}_margin"] = margins(logits, labels)
+    hidden, labels = outputs(model.features, source.test_batches())
+    found = {"features": hidden, "test_labels": labels}
+    parts = {"test": source.test_batches()}
+    if isinstance(source, Resident):
+        parts["train"] = source.train_batches()
+    for part, batches in parts.items():
+        logits, labels = outputs(model, batches)
+        found[f"{part}_prediction"] = logits.argmax(dim=1)
+        found[f"{part}_margin"] = margins(logits, labels)
     if len(tally.margins):
         found["train_mean_margin"] = tally.margins / source.spec.epochs
     return {name: values.cpu() for name, values in found.items()}
@@ -269,6 +262,7 @@ def train(
         gamma = spec.decay ** (spec.paper_epochs / spec.epochs)
         scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma)
     autocast = torch.autocast(target.type, torch.bfloat16, enabled=resolved == "bf16")
+    outputs = partial(_outputs, pixels, autocast)
     by_index = details and isinstance(source, Resident)
     tally = Tally(len(source.labels) if by_index else 0, target)
     history: dict[str, list[float | None]] = {name: [] for name in HISTORY}
@@ -315,12 +309,6 @@ def train(
         optimizer.step()
         tally.add(batch, logits, loss, clipped)
 
-    def test(model: nn.Module) -> tuple[Tensor, Tensor]:
-        """Logits (N, K) of the test set, and its labels (N,)."""
-        model.eval()
-        with autocast:
-            return _outputs(lambda images: model(pixels(images)), source.test_batches())
-
     for epoch in range(first, spec.epochs):
         start = time.perf_counter()
         for model in models:
@@ -337,8 +325,8 @@ def train(
         record: dict[str, float | None] = {
             "learning_rate": float(scheduler.get_last_lr()[0]),
             "weight": objective.weight,
+            **tally.figures(len(models)),
         }
-        record |= tally.figures(len(models))
         if not math.isfinite(record["train_loss"] or 0):
             raise DivergedError(
                 f"{spec.id}: the loss of epoch {epoch + 1} is {record['train_loss']}"
@@ -346,8 +334,8 @@ def train(
 
         tests = []
         for model in models:
-            logits, labels = test(model)
-            if not bool(logits.isfinite().all()):  # the epoch's last step broke the weights
+            logits, labels = outputs(model.eval(), source.test_batches())
+            if not logits.isfinite().all():  # the epoch's last step broke the weights
                 raise DivergedError(
                     f"{spec.id}: the test outputs of epoch {epoch + 1} are not finite"
                 )
@@ -387,5 +375,5 @@ def train(
         origin=source.origin,
         realised_noise_rate=source.wrong,
         confusion=confusion,
-        details=_last_look(models[0], pixels, source, autocast, tally) if details else None,
+        details=_last_look(models[0], outputs, source, tally) if details else None,
     )

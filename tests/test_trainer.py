@@ -182,10 +182,8 @@ def test_history_is_whole(few, small_spec):
     assert tuple(result.history) == HISTORY
     assert all(len(values) == 2 for values in result.history.values())
     assert result.history["weight"] == [0.0, 0.0]
-    assert result.final_accuracy == result.history["test_accuracy"][-1]
-    assert result.best_accuracy == max(result.history["test_accuracy"])
     assert result.seconds == sum(result.history["seconds"])
-    assert 0 <= result.final_accuracy <= 100
+    assert 0 <= result.history["test_accuracy"][-1] <= 100
     assert result.precision == "float32"
     assert result.device.startswith("cpu (")
     assert result.threads == torch.get_num_threads()
@@ -197,7 +195,7 @@ def test_it_learns(digits, small_spec):
     """All of the digits, clean, three epochs: far above the 10% of chance."""
     spec = small_spec("ce", noise="clean", noise_rate=0.0, epochs=3)
     result = train(spec, digits, **CPU)
-    assert result.final_accuracy > 90
+    assert result.history["test_accuracy"][-1] > 90
     assert result.history["train_loss"][0] > result.history["train_loss"][-1]
     assert result.realised_noise_rate == 0
 
@@ -276,7 +274,7 @@ def test_webvision_is_trained_from_its_files(tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer, "build_model", small)
     steps = []
-    with pytest.warns(UserWarning, match="11 images read, 1 files skipped"):
+    with pytest.warns(UserWarning, match="1 files skipped"):
         result = train(spec, **CPU, on_batch=lambda: steps.append(1))
     assert len(steps) == 2
     assert math.isfinite(result.history["train_loss"][0])
@@ -331,7 +329,7 @@ def test_the_confusion_matrix_is_that_of_the_last_epoch(few, small_spec):
     result = train(small_spec("ce"), few, **CPU, details=True)
     matrix = torch.tensor(result.confusion)
     assert matrix.sum(dim=1).tolist() == few.test_labels.bincount(minlength=10).tolist()
-    assert 100 * matrix.trace() / matrix.sum() == pytest.approx(result.final_accuracy)
+    assert 100 * matrix.trace() / matrix.sum() == pytest.approx(result.history["test_accuracy"][-1])
     guess = result.details["test_prediction"]
     assert matrix.sum(dim=0).tolist() == guess.bincount(minlength=10).tolist()
     assert result.history["classes_predicted"][-1] == len(guess.unique())
@@ -400,7 +398,9 @@ def test_co_teaching_trains_two_networks_and_reports_their_mean(few, small_spec)
         accuracies.append(100 * (logits.argmax(1) == few.test_labels).float().mean().item())
     assert len(accuracies) == 2
     one_image = 100 / len(few.test_labels)
-    assert result.final_accuracy == pytest.approx(sum(accuracies) / 2, abs=1.01 * one_image)
+    assert result.history["test_accuracy"][-1] == pytest.approx(
+        sum(accuracies) / 2, abs=1.01 * one_image
+    )
     first, second = (weights["fc2.weight"] for weights in states[0]["models"])
     assert not torch.equal(first, second)
 
