@@ -211,9 +211,9 @@ def kept_rows(labels: Tensor, ignore_index: int | None) -> Tensor | None:
     if ignore_index is None or not isinstance(labels, Tensor) or labels.is_floating_point():
         return None
     if labels.numel() and not torch.compiler.is_compiling():
-        nearest = look(labels.min() if ignore_index < 0 else labels.max())
-        sign = 1 if ignore_index < 0 else -1
-        if nearest is not None and sign * nearest > sign * ignore_index:
+        below = ignore_index < 0
+        nearest = look(labels.min() if below else labels.max())
+        if nearest is not None and (nearest > ignore_index if below else nearest < ignore_index):
             return None
     return labels != ignore_index
 

@@ -118,8 +118,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 0.5, detach: bool = False) -> Tensor:
     """Focal loss (FL) per sample, L = -(1 - u_y)^gamma log u_y.
 
-    gamma = 0 is CE. The paper uses gamma = 0.5. With ``detach`` the value is the same, and the
-    gradient that of CE times (1 - u_y)^gamma.
+    gamma = 0 is CE. The authors' code has gamma = 0.5. With ``detach`` the value is the same, and
+    the gradient that of CE times (1 - u_y)^gamma.
 
     Args:
         logits: (N, K), any floating dtype.
@@ -145,9 +145,9 @@ def generalized_cross_entropy(
 ) -> Tensor:
     """Generalised cross entropy (GCE) per sample, L = (1 - max(u_y, floor)^q) / q.
 
-    q -> 0 is CE; q = 1 is 1 - u_y, half of MAE. The paper uses q = 0.7. A sample below the floor
-    has no gradient: the network gives up on labels that it is sure are wrong. For q near 0 that
-    matters to GCE+SR, which without it first falls to a few classes on MNIST.
+    q -> 0 is CE; q = 1 is 1 - u_y, half of MAE. The authors' code has q = 0.7. A sample below the
+    floor has no gradient: the network gives up on labels that it is sure are wrong. For q near 0
+    that matters to GCE+SR, which without it first falls to a few classes on MNIST.
 
     Args:
         logits: (N, K), any floating dtype.

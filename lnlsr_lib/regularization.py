@@ -37,7 +37,7 @@ CLAMP = 1e-7
 # Rows shorter than this are divided by it instead of by their length, which bounds the gradient
 # where a network starts from zero. Ours; the outputs of a network that trains are far longer.
 SHORTEST = 0.01
-# lambda over its critical value from which SR says so. The paper's own start on MNIST, lambda = 4
+# lambda over its critical value from which SR says so. The authors' start on MNIST, lambda = 4
 # with CE, is 2.9 times the critical value, and trains; on digits CE loses classes from 2 times it
 # with 80% noise, from 8 times with clean labels.
 FAR_ABOVE = 5.0
@@ -150,7 +150,7 @@ def sparse_rates(logits: Tensor, temperature: float = 0.1) -> tuple[Tensor, Tens
 
     Args:
         logits: z, (N, K), N >= 1, any floating dtype.
-        temperature: tau of the sharpening, > 0; figure 3 has 0.1.
+        temperature: tau of the sharpening, > 0; the paper's is lost, 0.1 is ours.
 
     Returns:
         The shares (a) and (b), scalars in [0, 1] on the logits' device.
@@ -180,13 +180,13 @@ class SparseRegularization(nn.Module):
             is left out of the norm; a module that has no ``reduction`` must be a mean over the
             batch or give one loss per sample. Class weights are the loss's alone.
         temperature: tau, > 0. Smaller is sharper and more robust, and too small underfits.
-            Paper: 0.1 on MNIST, 0.5 on CIFAR.
-        p: exponent of the norm, in (0, 1]. Paper: 0.1, and 0.01 for 100 classes.
+            Authors' code: 0.1 on MNIST, with GCE 0.5, and 0.5 on CIFAR.
+        p: exponent of the norm, in (0, 1]. Authors' code: 0.1, and 0.01 for 100 classes.
         weight: lambda at the start, >= 0; weight * p < 1 keeps CE fitting, and for other losses
-            :func:`critical_weight` says where classes are lost. Paper: 1.2 on CIFAR-10.
-        growth: rho, the factor at each growth of lambda, > 0. Paper: 1.03 on CIFAR-10.
+            :func:`critical_weight` says where classes are lost. Authors' code: 1.2 on CIFAR-10.
+        growth: rho, the factor at each growth of lambda, > 0. Authors' code: 1.03 on CIFAR-10.
         every: r, the epochs between growths, > 0; a Fraction for a schedule that is squeezed.
-        unit_logits: scale logits to unit length before sharpening. Paper's code: on CIFAR.
+        unit_logits: scale logits to unit length before sharpening. Authors' code: on CIFAR.
         warmup: epochs at the start that train the wrapped loss alone, on plain logits, >= 0. Ours,
             not the paper's, and 0 by default: at high noise rates SR may lose a class for good in
             its first epoch.
@@ -195,7 +195,8 @@ class SparseRegularization(nn.Module):
         TypeError, ValueError: an argument out of its range; a loss that is no module, takes no
             logits with one label each, or has SR in it.
 
-    Source: the paper, equations 7 and 9, section 3.1 (remark).
+    Source: the paper, equations 7 and 9, section 3.1 (remark); the values, which its text has
+    lost, and unit_logits, the authors' code.
     """
 
     def __init__(
@@ -272,14 +273,15 @@ class SparseRegularization(nn.Module):
 
     def _state(self, device: torch.device) -> tuple[float | Tensor, bool | Tensor]:
         """lambda, warm-up aside, and whether this is the warm-up; tensors where nobody may look."""
+        if self.growth == 1 and not self.warmup:
+            return self.initial_weight, False
         done = look(self._buffers["epochs_done"])  # type: ignore[arg-type]  # faster so
         if done is not None:
             return self.initial_weight * self._factor(int(done)), done < self.warmup
         epochs = self.epochs_done.to(device)
         growths = epochs * self.every.denominator // self.every.numerator
         wide = torch.float32 if device.type == "mps" else torch.float64
-        weight = self.initial_weight * self.growth ** growths.to(wide)
-        return self.initial_weight if self.growth == 1 else weight, epochs < self.warmup
+        return self.initial_weight * self.growth ** growths.to(wide), epochs < self.warmup
 
     def step(self) -> None:
         """Say that one more epoch is done."""
