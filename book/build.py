@@ -32,7 +32,7 @@ from lnlsr_lib import report
 from lnlsr_lib.cost import duration
 from lnlsr_lib.device import device_name
 from lnlsr_lib.protocol import method_name
-from lnlsr_lib.store import Store, StoredRun, code_version
+from lnlsr_lib.store import PRECISIONS, Store, StoredRun, code_version
 
 BOOK = Path(__file__).resolve().parent
 ROOT = BOOK.parent
@@ -75,7 +75,7 @@ def execute(path: Path) -> float:
         ],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // AT_ONCE))},
+        env={"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // AT_ONCE))} | os.environ,
     )
     if done.returncode:
         raise SystemExit(f"{path.name} failed:\n{done.stderr}")
@@ -240,10 +240,11 @@ def shown_on(runs: list[StoredRun]) -> dict[str, list[str]]:
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         code = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
         for name in set(re.findall(r'(?:open_page|cells_of)\(\s*"(\w+)"', code)):
-            kinds = {run.provenance["precision"] for run in runs} if name == "precision" else {""}
-            for kind in kinds:  # of two precisions a page shows one, but for that which compares
-                kept = [run for run in runs if run.provenance["precision"].startswith(kind)]
-                for run in (run for cell in report.cells_of(name, kept) for run in cell.runs):
+            groups = [runs]  # of two precisions a page shows one, but for that which compares
+            if name == "precision":
+                groups = [[r for r in runs if r.provenance["precision"] == p] for p in PRECISIONS]
+            for group in groups:
+                for run in (run for cell in report.cells_of(name, group) for run in cell.runs):
                     pages = found.setdefault(run_name(run), [])
                     if path.stem not in pages:
                         pages.append(path.stem)

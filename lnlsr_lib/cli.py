@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     about = "train the runs of a figure or table that are missing, and store them"
     more = "May be stopped at any time, and called again; several at once share the work."
+    more += " Example: 'lnlsr run fig3 --profile paper --seeds 1-3'."
     run = commands.add_parser("run", parents=[shared], help=about, description=f"{about}. {more}")
     flag = partial(run.add_argument, action="store_true")
     flag("--again", help="train what is stored anew and compare: status 1 if they differ")
@@ -84,7 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     flag("--quiet", help="no progress bars")
 
     about = "how long the missing runs of a figure or table would take; nothing is stored"
-    cost = commands.add_parser("estimate", parents=[shared], help=about, description=about)
+    eg = ". For a GPU that is not here: 'lnlsr estimate table1 --profile paper --tflops 990'"
+    cost = commands.add_parser("estimate", parents=[shared], help=about, description=about + eg)
     cost.add_argument("--tflops", type=float, help="another device's peak rate, in 1e12/s; rough")
     cost.add_argument("--again", action="store_true", help="time anew what was timed before")
 

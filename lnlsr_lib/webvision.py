@@ -110,6 +110,10 @@ class WebVisionStream(torch.utils.data.Dataset[Sample]):
             torch.default_generator.manual_seed(seed)
             return self.transform(image), int(self.labels[index]), ""
 
+    def _report(self) -> str:
+        named = ", ".join(sorted(self.skipped)[:5])
+        return f"{self.folder}: {len(self.skipped)} files skipped, missing or no images: {named}"
+
     def batches(
         self, batch_size: int, generator: torch.Generator, num_workers: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -148,11 +152,9 @@ class WebVisionStream(torch.utils.data.Dataset[Sample]):
         )
         for images, labels, bad in loader:
             skipped += bad
-            report = f"{self.folder}: {len(skipped)} files skipped, which are missing or no images"
-            named = ", ".join(sorted(skipped)[:5])
             if len(skipped) > self.max_bad:
-                raise DataError(f"{report}; at most {self.max_bad} are allowed: {named}")
+                raise DataError(f"{self._report()}; at most {self.max_bad} are allowed")
             if len(labels):
                 yield images, labels
         if skipped:
-            warnings.warn(f"{report}: {named}", stacklevel=2)
+            warnings.warn(self._report(), stacklevel=2)
