@@ -1,18 +1,23 @@
-"""The paper's protocol as data: (data set, method, noise, profile, seed) to `RunSpec`.
+"""The paper's protocol: (data set, method, noise, profile, seed) to `RunSpec`.
 
-Every constant has its source beside it:
+Every constant stands in ``protocol.csv``, with its source beside it:
 P, the paper's text or tables; C, the authors' public code (github.com/hitcszx/lnl_sr); A, the
 public code of APL (Ma et al., ICML 2020); M, Menon et al., ICLR 2020; S, SCE's own code; ours.
 """
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from lnlsr_lib.data import SHAPES
 from lnlsr_lib.losses import LOSSES
-from lnlsr_lib.spec import RunSpec, SparseSpec
+from lnlsr_lib.spec import RunSpec
 
 __all__ = ["METHODS", "NOISES", "PROFILES", "Profile", "make_spec", "method_name"]
 
@@ -35,153 +40,36 @@ METHODS = {
     "gce_sr": "GCE+SR",
 }
 
-TRAINING: dict[str, dict[str, Any]] = {
-    "mnist": {
-        "model": "cnn4",  # P: appendix B
-        "paper_epochs": 50,  # P: appendix B
-        "batch_size": 128,  # P: appendix B
-        "learning_rate": 0.01,  # C (the paper's text has CIFAR's alone)
-        "momentum": 0.9,  # P: appendix B
-        "weight_decay": 1e-3,  # C (the value is lost in the paper's text)
-        "clip_norm": 5.0,  # C
-    },
-    "cifar10": {
-        "model": "cnn8",  # P: appendix B
-        "paper_epochs": 120,  # P: appendix B
-        "batch_size": 128,  # P: appendix B
-        "learning_rate": 0.01,  # P: appendix B
-        "momentum": 0.9,  # P: appendix B
-        "weight_decay": 1e-4,  # C
-        "clip_norm": 5.0,  # C
-        "padding": 4,  # C
-        "flip": True,  # C
-    },
-    "cifar100": {
-        "model": "resnet34",  # P: appendix B
-        "paper_epochs": 200,  # P: appendix B
-        "batch_size": 128,  # P: appendix B
-        "learning_rate": 0.1,  # P: appendix B
-        "momentum": 0.9,  # P: appendix B
-        "weight_decay": 1e-5,  # C
-        "clip_norm": 5.0,  # C
-        "padding": 4,  # C
-        "flip": True,  # C
-        "degrees": 20.0,  # C
-    },
-    "webvision": {  # its augmentation belongs to the stream, see lnlsr_lib.webvision
-        "model": "resnet50",  # P: section 3.3
-        "paper_epochs": 250,  # P: section 3.3
-        "batch_size": 512,  # P: section 3.3
-        "learning_rate": 0.4,  # P: section 3.3
-        "momentum": 0.9,  # P: section 3.3
-        "nesterov": True,  # P: section 3.3
-        "weight_decay": 3e-5,  # A (the value is lost in the paper's text)
-        "decay": 0.97,  # P: section 3.3
-        "clip_norm": 5.0,  # A
-    },
-}
-# C, for table 5: no clipping, no rotation, other deviations.
-IMBALANCED: dict[str, Any] = {
-    "clip_norm": None,
-    "degrees": 0.0,
-    "mean": (0.4914, 0.4822, 0.4465),
-    "std": (0.2023, 0.1994, 0.2010),
-}
 
-# By data set, then by method or else by its loss; what is not there has no parameters. Losses have
-# the form in which the published numbers were made: C for the floor and for the detached factor.
-LOSS_PARAMS: dict[str, dict[str, dict[str, bool | float]]] = {
-    "every": {
-        "fl": {"gamma": 0.5, "detach": True},  # C; on webvision A
-        "nfl": {"gamma": 0.5, "detach": True},  # A; detach, C
-        "gce": {"q": 0.7, "floor": 1e-7},  # C; on webvision A
-    },
-    "mnist": {
-        "gce_sr": {"q": 0.01, "floor": 1e-7},  # C
-        "sce": {"alpha": 0.01, "beta": 1.0},  # S, A (C has 1, 1)
-        "apl": {"alpha": 1.0, "beta": 100.0},  # C (A has 1, 10)
-        "nce_rce": {"alpha": 1.0, "beta": 100.0},  # A
-        "phuber_ce": {"t": 10.0},  # M
-    },
-    "cifar10": {
-        "gce_sr": {"q": 0.01, "floor": 1e-7},  # C
-        "sce": {"alpha": 0.1, "beta": 1.0},  # C, S, A
-        "apl": {"alpha": 1.0, "beta": 1.0},  # C
-        "nce_rce": {"alpha": 1.0, "beta": 1.0},  # A
-        "phuber_ce": {"t": 2.0},  # M
-    },
-    "cifar100": {
-        "gce_sr": {"q": 0.001, "floor": 1e-7},  # C
-        "sce": {"alpha": 6.0, "beta": 0.1},  # C, S, A
-        "apl": {"alpha": 10.0, "beta": 1.0},  # C
-        "nce_rce": {"alpha": 10.0, "beta": 0.1},  # A
-        "nlnl": {"complementary": 110},  # A
-        "phuber_ce": {"t": 10.0},  # M
-    },
-    "webvision": {
-        "gce_sr": {"q": 0.001, "floor": 1e-7},  # ours: that of CIFAR-100
-        "sce": {"alpha": 10.0, "beta": 1.0},  # A
-        "apl": {"alpha": 50.0, "beta": 1.0},  # A
-        "nce_rce": {"alpha": 50.0, "beta": 0.1},  # A
-        "phuber_ce": {"t": 10.0},  # ours: that of CIFAR-100
-    },
-}
-# A: the budget behind the paper's rows of NLNL, which are APL's own runs. What the data set's
-# training has and these do not name is the same there.
-NLNL_BUDGET: dict[str, dict[str, Any]] = {
-    "mnist": {"epochs": 720, "final_learning_rate": 0.001},
-    "cifar10": {"epochs": 1000},
-    "cifar100": {"epochs": 2000},
-}
+def _table() -> dict[tuple[str, str, str], dict[str, Any]]:
+    """The values of ``protocol.csv`` by parameter, under each part, data set and method."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = defaultdict(dict)
+    with Path(__file__).with_name("protocol.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            value: Any = row["value"]
+            with contextlib.suppress(ValueError):  # a name
+                value = json.loads(value)
+            found[row["part"], row["dataset"], row["method"]][row["parameter"]] = value
+    return dict(found)
+
+
+# The parts: training, and what table 5 and NLNL's budget change of it; loss, in the form in which
+# the published numbers were made; sr, and what some conditions change of it; lite and smoke.
+CONSTANTS = _table()
+TRAINING = {dataset: of for (part, dataset, _), of in CONSTANTS.items() if part == "training"}
 BUDGETS = ("paper", "nlnl")
-
-# By data set, then by method; around a loss that is not there, the line of CE+SR, by our choice.
-SPARSE: dict[str, dict[str, SparseSpec]] = {
-    "mnist": {
-        "ce_sr": SparseSpec(  # C, as for FL+SR
-            temperature=0.1, p=0.1, weight=4, growth=2, every=5, unit_logits=False
-        ),
-        "gce_sr": SparseSpec(  # C
-            temperature=0.5, p=0.1, weight=3, growth=2, every=5, unit_logits=False
-        ),
-    },
-    "cifar10": {
-        "ce_sr": SparseSpec(  # C, as for FL+SR and GCE+SR
-            temperature=0.5, p=0.1, weight=1.2, growth=1.03, every=1, unit_logits=True
-        ),
-    },
-    "cifar100": {
-        "ce_sr": SparseSpec(  # C, as for FL+SR and GCE+SR
-            temperature=0.5, p=0.01, weight=4, growth=1.02, every=1, unit_logits=True
-        ),
-    },
-    "webvision": {
-        "ce_sr": SparseSpec(  # ours: the values are lost in the paper's text
-            temperature=0.5, p=0.01, weight=2, growth=1.02, every=1, unit_logits=True
-        ),
-    },
-}
-ASYMMETRIC_SR: dict[str, dict[str, float]] = {"cifar100": {"weight": 10.0}}  # C
-IMBALANCED_SR: dict[str, dict[str, Any]] = {  # C
-    "cifar10": {"weight": 1.0, "unit_logits": False},
-    "cifar100": {"weight": 1.0},
-}
-
-# In the place of every data set and network: a smoke run shows that the code works, no more.
-_SMOKE = {"dataset": "digits", "model": "cnn4", "epochs": 3, "mean": None, "std": None}
-# What a reduced profile changes; all of it ours.
-REDUCED: dict[str, dict[str, dict[str, Any]]] = {
-    "paper": {},
-    "lite": {
-        "mnist": {"train_size": 10_000, "epochs": 20},
-        "cifar10": {"train_size": 20_000, "epochs": 60, "side": 16, "padding": 2},
-        "cifar100": {"train_size": 10_000, "epochs": 50},
-        "webvision": {"epochs": 25},
-    },
-    "smoke": dict.fromkeys(TRAINING, _SMOKE),
-}
 # Of the symmetric noise in the place of human labels, and of a matrix for other classes; ours.
 SMOKE_HUMAN_RATE = 0.4
+
+
+def _constants(part: str, dataset: str, *methods: str) -> dict[str, Any]:
+    """Those of the first method that has any, on this data set or else on every; or none."""
+    places = ((part, name, method) for method in methods or [""] for name in (dataset, "every"))
+    return next((dict(CONSTANTS[place]) for place in places if place in CONSTANTS), {})
+
+
+def _datasets(part: str) -> list[str]:
+    return [dataset for name, dataset, _ in CONSTANTS if name == part]
 
 
 def method_name(method: str) -> str:
@@ -242,18 +130,15 @@ def make_spec(
     _known("profile", profile, PROFILES)
     noise = ("symmetric" if noise_rate else "clean") if noise is None else noise
     _known("noise", noise, NOISES)
-    known = LOSS_PARAMS["every"] | LOSS_PARAMS[dataset]
-    params = known.get(method, known.get(loss, {}))
-    if loss == "nfl_rce":
-        params = known["nce_rce"] | {"detach": True}  # A; detach, C
     _known("budget", budget, BUDGETS)
-    if budget != "paper" and (method != "nlnl" or dataset not in NLNL_BUDGET):
-        raise ValueError(f"budget {budget!r} goes with method 'nlnl' on {', '.join(NLNL_BUDGET)}")
+    if budget == "nlnl" and (method != "nlnl" or dataset not in _datasets("nlnl")):
+        on = ", ".join(_datasets("nlnl"))
+        raise ValueError(f"budget {budget!r} goes with method 'nlnl' on {on}")
     fields: dict[str, Any] = {
         "dataset": dataset,
         "method": method,
         "loss": loss,
-        "loss_params": {**params, **(loss_params or {})},
+        "loss_params": _constants("loss", dataset, method, loss) | dict(loss_params or {}),
         "noise": noise,
         "noise_rate": noise_rate,
         "noise_variant": variant if noise != "clean" else "paper",
@@ -266,13 +151,12 @@ def make_spec(
         "seed": seed,
     }
     if method.endswith("_sr"):
-        changes: dict[str, Any] = {}
+        fields["sr"] = _constants("sr", dataset, method, "ce_sr")  # ours for other losses
         if noise == "asymmetric":
-            changes |= ASYMMETRIC_SR.get(dataset, {})
+            fields["sr"] |= _constants("sr, asymmetric", dataset)
         if imbalance is not None:
-            changes |= IMBALANCED_SR.get(dataset, {})
-        line = SPARSE[dataset].get(method, SPARSE[dataset]["ce_sr"])
-        fields["sr"] = line.model_dump() | changes | dict(sr or {})
+            fields["sr"] |= _constants("sr, imbalance", dataset)
+        fields["sr"] |= sr or {}
     elif sr:
         raise ValueError(f"method {method!r} has no SR whose parameters could be changed")
     if method == "co_teaching":
@@ -280,12 +164,14 @@ def make_spec(
             raise ValueError(f"Co-teaching has to know the noise rate, and {noise} noise has none")
         fields["forget_rate"] = noise_rate  # Han et al., NeurIPS 2018
     if imbalance is not None:
-        if dataset not in IMBALANCED_SR:
-            raise ValueError(f"imbalance goes with {' and '.join(IMBALANCED_SR)}, got {dataset!r}")
-        fields |= IMBALANCED
+        if dataset not in _datasets("sr, imbalance"):
+            on = " and ".join(_datasets("sr, imbalance"))
+            raise ValueError(f"imbalance goes with {on}, got {dataset!r}")
+        fields |= _constants("imbalance", dataset)
     if budget == "nlnl":
-        fields |= NLNL_BUDGET[dataset] | {"paper_epochs": NLNL_BUDGET[dataset]["epochs"]}
-    fields |= REDUCED[profile].get(dataset, {})
+        fields |= _constants("nlnl", dataset)
+        fields["paper_epochs"] = fields["epochs"]
+    fields |= _constants(profile, dataset)
     unfit = transition is not None and len(transition) != SHAPES["digits"][-1]
     if profile == "smoke" and (noise == "human" or unfit):
         fields |= {"noise": "symmetric", "noise_rate": SMOKE_HUMAN_RATE}

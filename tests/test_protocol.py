@@ -1,10 +1,14 @@
 """The paper's protocol as data."""
 
+import csv
+from pathlib import Path
+
 import pytest
 
+from lnlsr_lib import protocol
 from lnlsr_lib.noise import symmetric_transition
 from lnlsr_lib.objective import build_criterion
-from lnlsr_lib.protocol import METHODS, PROFILES, SPARSE, TRAINING, make_spec, method_name
+from lnlsr_lib.protocol import METHODS, PROFILES, TRAINING, make_spec, method_name
 
 ALL = [
     (dataset, method, profile) for dataset in TRAINING for method in METHODS for profile in PROFILES
@@ -32,6 +36,16 @@ def refused(dataset, method, condition, profile):
         or (noise == "human" and real and dataset != "cifar10")  # CIFAR-100's are called "noisy"
         or (noise == "transition" and real and dataset == "cifar100")  # 10 rows for 100 classes
     )
+
+
+def test_every_constant_stands_once_and_has_a_source():
+    path = Path(protocol.__file__).with_name("protocol.csv")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = [(row["part"], row["dataset"], row["method"], row["parameter"]) for row in rows]
+    assert len(names) == len(set(names)) > 100
+    for row in rows:
+        assert set(row["source"].split(", ")) <= {"P", "C", "A", "S", "M", "ours"}, row
 
 
 @pytest.mark.parametrize(("dataset", "method", "profile"), ALL)
@@ -80,7 +94,7 @@ def test_all_ids_differ():
 
 
 @pytest.mark.parametrize(
-    ("dataset", "method"), [(d, m) for d in SPARSE for m in METHODS if m.endswith("_sr")]
+    ("dataset", "method"), [(d, m) for d in TRAINING for m in METHODS if m.endswith("_sr")]
 )
 def test_cross_entropy_keeps_fitting_at_the_start(dataset, method):
     """lambda p < 1: the fitting term's factor 1/u_y - lambda p u_y^(p-1) stays positive."""
