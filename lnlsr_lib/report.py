@@ -157,9 +157,7 @@ class Cell:
         if self.verdict in UNTOLD:
             return UNTOLD[self.verdict].format(self.spec.profile)
         count = len(self.runs)
-        copy = any("copy" in run.provenance["data"] for run in self.runs)
-        several, on_copy = "s" * (count > 1), ", on a copy of the data" * copy
-        return f"{self.verdict} ({count} run{several}){on_copy}"
+        return f"{self.verdict} ({count} run{'s' * (count > 1)})"
 
     def series(self, name: str) -> list[list[float]]:
         """A series of the history, of every seed."""

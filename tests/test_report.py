@@ -116,11 +116,6 @@ def test_a_swept_run_has_no_number_of_the_papers():
     assert (found.verdict, found.paper) == ("no verdict", None)
 
 
-def test_a_verdict_on_a_copy_of_the_data_says_so():
-    found = cell(stored(data="MNIST (JPEG copy)"))
-    assert found.words == "agrees (1 run), on a copy of the data"
-
-
 @pytest.mark.parametrize(
     ("dataset", "method", "condition", "paper"),
     [
