@@ -2,7 +2,7 @@
 
     python benchmarks/critical_weight.py [--data digits mnist made_up] [--epochs 25]
 
-A perceptron of one hidden layer on scikit-learn's digits (K = 10), on 2,000 images of MNIST, and
+A perceptron of one hidden layer on scikit-learn's digits (K = 10), on 1,200 images of MNIST, and
 on made-up data of 100 classes, points around 100 centres. tau = 0.5, plain logits, lambda constant.
 For each loss, exponent p and optimiser, all noise rates, weights and seeds are trained at once, as
 one batch of networks. The seconds are those of the processor, a run's share of its group.
@@ -67,10 +67,10 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def mnist() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """2,000 images to train, and 1,000 of the test images."""
+    """1,200 images to train, as many as digits has, and 1,000 of the test images."""
     data = load_dataset("mnist")
     generator = torch.Generator().manual_seed(0)
-    index = torch.randperm(len(data.train_labels), generator=generator)[:2000]
+    index = torch.randperm(len(data.train_labels), generator=generator)[:1200]
     x, test_x = data.train_images[index], data.test_images[:1000]
     x, test_x = (images.flatten(1).float() / 255 for images in (x, test_x))
     return x, data.train_labels[index], test_x, data.test_labels[:1000]
@@ -115,23 +115,25 @@ def train(
     steps = {"lr": RATES[optimizer]} | ({"momentum": 0.9} if optimizer == "SGD" else {})
     update = getattr(torch.optim, optimizer)(layers, **steps)
 
-    def outputs(inputs: Tensor) -> Tensor:  # (networks, B, D) to (networks, B, K)
-        hidden = torch.baddbmm(layers[1], inputs, layers[0]).relu()
+    def outputs(inputs: Tensor) -> Tensor:  # (seeds, B, D) to (networks, B, K)
+        # The networks of a seed see the same inputs: one product with all their first layers.
+        side_by_side = layers[0].view(seeds, runs, -1, HIDDEN).transpose(1, 2).flatten(2)
+        first = (inputs @ side_by_side).unflatten(2, (runs, HIDDEN)).transpose(1, 2)
+        hidden = (layers[1] + first.flatten(0, 1)).relu()
         return torch.baddbmm(layers[3], hidden, layers[2])
 
     for _ in range(epochs):
         orders = torch.stack([torch.randperm(len(y), generator=g) for g in generators])
         for index in orders.split(BATCH, dim=1):  # (seeds, B)
-            inputs = x[index][:, None].expand(-1, runs, -1, -1).flatten(0, 1)
             picked = labels.gather(2, index[:, None].expand(-1, runs, -1)).flatten()
-            z = sharpen(outputs(inputs).flatten(0, 1), TEMPERATURE)
+            z = sharpen(outputs(x[index]).flatten(0, 1), TEMPERATURE)
             norm = lp_norm(z.softmax(dim=1), p).view(seeds * runs, -1).mean(dim=1)
             fit = loss(z, picked).view(seeds * runs, -1).mean(dim=1)
             update.zero_grad()
             (fit + strength * norm).sum().backward()
             update.step()
     with torch.no_grad():
-        predicted = outputs(test_x.expand(seeds * runs, -1, -1)).argmax(dim=2)
+        predicted = outputs(test_x.expand(seeds, -1, -1)).argmax(dim=2)
     hits = (predicted == test_y).float()
     truth = torch.nn.functional.one_hot(test_y, classes).float()
     recall = hits @ truth / truth.sum(dim=0)
