@@ -1,12 +1,17 @@
 """How well wrong labels are found on MNIST: CE and CE+SR, our margins beside cleanlab.
 
     python benchmarks/label_issues.py [--noise symmetric asymmetric] [--rate 0.4]
+    python benchmarks/label_issues.py --stored
 
 Trains CE and CE+SR at the lite budget, takes the margins of the training images after every epoch,
 and compares what is flagged with the truth. cleanlab gets the last epoch's outputs, the same that
 our margin is taken from; with CE+SR both the softmax of the logits and the sharpened one, which is
 what was trained. Writes ``results/benchmarks/label_issues.csv`` and, for the first k of each
 ranking, ``label_issues_curves.csv``.
+
+With ``--stored`` nothing is trained: the margins of every training image are those that the stored
+runs kept. Probabilities they did not keep, so cleanlab has no part in it. Writes
+``results/benchmarks/label_issues_stored.csv``.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ from lnlsr_lib.label_issues import find_label_issues, margins
 from lnlsr_lib.models import build_model
 from lnlsr_lib.protocol import make_spec
 from lnlsr_lib.spec import PROTOCOL_VERSION, RunSpec
+from lnlsr_lib.store import Store
 from lnlsr_lib.trainer import train
 
 POINTS = 100  # of a curve
@@ -72,11 +78,50 @@ def detectors(spec: RunSpec, data: Dataset, index: Tensor, labels: Tensor) -> di
     return found
 
 
+def quality(name: str, flagged: Tensor, suspicion: Tensor, wrong: Tensor) -> dict[str, object]:
+    """What is right of one way's list, and its average precision, beside the truth."""
+    hits = int(wrong[flagged].sum())
+    shares = {
+        "precision": hits / max(1, len(flagged)),
+        "recall": hits / int(wrong.sum()),
+        "average_precision": average_precision_score(wrong.numpy(), suspicion.numpy()),
+    }
+    rounded = {key: round(float(value), 4) for key, value in shares.items()}
+    return {"detector": name, "flagged": len(flagged)} | rounded
+
+
+def stored() -> list[dict[str, object]]:
+    """The rows of the stored runs on MNIST that kept margins; two of each."""
+    data, store = load_dataset("mnist"), Store()
+    rows: list[dict[str, object]] = []
+    for run in store.runs():
+        spec = run.spec
+        kept = {} if run.details is None else store.details(run)
+        if spec.dataset != "mnist" or "train_mean_margin" not in kept or not spec.noise_rate:
+            continue
+        index = selection(spec, data.train_labels)
+        wrong = given_labels(spec, data, index) != data.train_labels[index]
+        about = {
+            "noise": spec.noise, "rate": spec.noise_rate, "method": spec.method,
+            "profile": spec.profile, "images": len(index), "wrong": int(wrong.sum()),
+            "epochs": spec.epochs, "seed": spec.seed, "id": spec.id,
+            "precision_of_run": run.provenance["precision"], "protocol": PROTOCOL_VERSION,
+        }  # fmt: skip
+        for name, key in (("margin", "train_margin"), ("mean margin", "train_mean_margin")):
+            margin = torch.from_numpy(kept[key]).float()
+            rows.append(about | quality(name, find_label_issues(margin), -margin, wrong))
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--stored", action="store_true", help="of the stored runs; no training")
     parser.add_argument("--noise", nargs="+", default=["symmetric", "asymmetric"])
     parser.add_argument("--rate", type=float, default=0.4)
     args = parser.parse_args()
+    if args.stored:
+        write_rows("label_issues_stored", stored())
+        return
     data = load_dataset("mnist")
     rows: list[dict[str, object]] = []
     curves: list[dict[str, object]] = []
@@ -102,18 +147,7 @@ def main() -> None:
                 "cleanlab": version("cleanlab"),
             }
             for name, (flagged, suspicion) in found.items():
-                hits = int(wrong[flagged].sum())
-                quality = {
-                    "detector": name,
-                    "flagged": len(flagged),
-                    "precision": hits / max(1, len(flagged)),
-                    "recall": hits / int(wrong.sum()),
-                    "average_precision": average_precision_score(wrong.numpy(), suspicion.numpy()),
-                }
-                rows.append(
-                    run
-                    | {k: round(v, 4) if v.__class__ is float else v for k, v in quality.items()}
-                )
+                rows.append(run | quality(name, flagged, suspicion, wrong))
                 ranked = wrong[suspicion.argsort(descending=True, stable=True)].cumsum(0)
                 for k in np.linspace(len(index) / POINTS, len(index), POINTS).astype(int):
                     curves.append(
