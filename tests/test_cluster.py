@@ -242,16 +242,18 @@ def lose_nodes(nodes, store, specs, times, monkeypatch):
         if path.suffix == ".pt":
             epoch = epoch_of(path)
             epochs.setdefault(path.name, []).append(epoch)
-            if len(killed) < times and (node := busy(nodes)):
+            # what is free is known late: a node may have ended its run when it is killed
+            due = len(killed) < times or time.monotonic() > killed[-1] + 10
+            if due and len(handed) < len(specs) + times and (node := busy(nodes)):
                 nodes.remove_node(node, allow_graceful=False)
-                killed.append(node)
+                killed.append(time.monotonic())
                 add(nodes)
 
     monkeypatch.setattr(cluster._Cluster, "call", watched_call)
     monkeypatch.setattr(cluster, "write_atomically", watched_write)
     runs = run_all(specs, store, address=nodes.address, **HERE)
-    assert len(killed) == times
-    assert len(handed) >= len(specs) + times, "a node was killed that was at no run"
+    assert len(killed) >= times
+    assert len(handed) >= len(specs) + times, "nodes were killed that were at no run"
     assert {run.spec for run in runs} == set(specs)
     for seen in epochs.values():
         assert seen == sorted(set(seen)), "an epoch was trained again"
