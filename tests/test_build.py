@@ -108,8 +108,9 @@ def test_what_was_found_counts_lost_classes_and_gains(build):
     runs[0].history["test_accuracy"][-1] = 22.0
     _, counts = build.scorecard(runs)
     text = build.findings(runs, counts)
-    assert "In 1 of the 1 noisy conditions" in text
-    assert "by 76.0 to 76.0 points" in text
+    assert "Of 1 pairs under label noise" in text
+    assert "1 end more accurate with SR" in text
+    assert "is 76.0 to 76.0 points" in text
     assert "In 1 of 2 runs with SR" in text
     assert "3 [stored runs]" in text
 
