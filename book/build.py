@@ -379,9 +379,9 @@ def findings(runs: list[StoredRun], counts: dict[str, int]) -> str:
     }
     said = [
         f"**What reproduces.** Of the {sum(counts.values())} cells of the paper's tables "
-        f"{judged} have a verdict at the paper's own budget: {counts.get('agrees', 0)} agree, "
-        f"{counts.get('near', 0)} are near, {counts.get('differs', 0)} differ. "
-        f"{counts.get('not run', 0)} are not run."
+        f"{judged} have a verdict at the paper's own budget: agrees {counts.get('agrees', 0)}, "
+        f"near {counts.get('near', 0)}, differs {counts.get('differs', 0)}. "
+        f"Not run: {counts.get('not run', 0)}."
     ]
     if pairs:
         better = sum(gap > 0 for gap in pairs)
