@@ -104,7 +104,7 @@ def stored() -> list[dict[str, object]]:
         about = {
             "noise": spec.noise, "rate": spec.noise_rate, "method": spec.method,
             "profile": spec.profile, "images": len(index), "wrong": int(wrong.sum()),
-            "epochs": spec.epochs, "seed": spec.seed, "id": spec.id,
+            "epochs": spec.epochs, "seed": spec.seed, "run": spec.id,
             "precision_of_run": run.provenance["precision"], "protocol": PROTOCOL_VERSION,
         }  # fmt: skip
         for name, key in (("margin", "train_margin"), ("mean margin", "train_mean_margin")):
