@@ -22,8 +22,8 @@ ifndef LNLSR_LOCKED
 LOCKED := LNLSR_LOCKED=1 $(PYTHON) scripts/locked.py .make.lock $(LOCKED)
 endif
 
-.PHONY: help setup notebooks book test lint format release clean python
-.PHONY: in-notebooks in-book in-test in-release
+.PHONY: help setup notebooks book test strict lint format release clean python
+.PHONY: in-notebooks in-book in-test in-strict in-release
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,12 @@ in-test: $(READY)
 	LNLSR_RESULTS=$$(mktemp -d) $(ONE_CORE_EACH) $(BIN)/python -m pytest $(SHARED_OUT) \
 		--dist loadscope --nbval-lax \
 		--nbval-kernel-startup-timeout 300 --nbval-cell-timeout 900 $(NOTEBOOKS)
+
+strict: python  ## execute every notebook twice, and compare what it puts out
+	+@$(LOCKED) in-strict
+
+in-strict: $(READY)
+	$(BIN)/python scripts/strict.py
 
 lint: setup  ## check style and types
 	$(BIN)/python -m ruff check .
