@@ -38,7 +38,9 @@ def _seeds(text: str) -> list[int]:
         first, dash, last = text.partition("-")
         several = range(int(first), int(last) + 1) if dash else [int(s) for s in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be like 1, 1,2,3 or 1-3, got {text!r}") from None
+        several = []
+    if not several:
+        raise argparse.ArgumentTypeError(f"must be like 1, 1,2,3 or 1-3, got {text!r}")
     if len(several[: MOST_SEEDS + 1]) > MOST_SEEDS:
         raise argparse.ArgumentTypeError(f"names more than {MOST_SEEDS} seeds")
     return list(several)
