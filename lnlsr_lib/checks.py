@@ -188,7 +188,7 @@ def check_labels(
 
 def check_place(logits: Tensor, labels: Any) -> None:
     """Raise ValueError if the labels are on another device than the logits."""
-    device = getattr(labels, "device", logits.device)
+    device = labels.device if isinstance(labels, Tensor) else logits.device
     if device != logits.device:
         raise ValueError(f"labels must be on the logits' {logits.device}, and are on {device}")
 
