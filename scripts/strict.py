@@ -24,16 +24,12 @@ def differs(source: Path) -> str:
         results, done = Path(folder) / "results", Path(folder) / "notebooks" / source.name
         shutil.copytree(ROOT / "results", results)
         done.parent.mkdir()
-        papermill = [*("papermill", "--no-progress-bar", "--log-level", "ERROR")]
-        papermill += [
-            *("--start-timeout", "300", "--cwd", str(done.parent)),
-            str(source),
-            str(done),
-        ]
-        nbval = [*("pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)), "--nbval"]
-        nbval += [*("-p", "no:cacheprovider", "--nbval-kernel-startup-timeout", "300")]
-        nbval += ["--nbval-cell-timeout", "900", str(done)]
-        for command in (papermill, nbval):
+        papermill = "papermill --no-progress-bar --log-level ERROR --start-timeout 300 --cwd"
+        nbval = "pytest -p no:cacheprovider --nbval --nbval-kernel-startup-timeout 300"
+        nbval += " --nbval-cell-timeout 900 --rootdir"
+        first = [*papermill.split(), str(done.parent), str(source), str(done)]
+        second = [*nbval.split(), str(ROOT), "-c", str(ROOT / "pyproject.toml"), str(done)]
+        for command in (first, second):
             ran = subprocess.run(
                 [sys.executable, "-m", *command],
                 cwd=ROOT,
@@ -43,7 +39,7 @@ def differs(source: Path) -> str:
             )
             if ran.returncode:
                 return ran.stdout + ran.stderr
-            if command is papermill:
+            if command is first:
                 book = nbformat.read(done, as_version=4)
                 for cell in book.cells:
                     if cell.cell_type == "code":
