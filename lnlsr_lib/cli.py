@@ -18,7 +18,7 @@ import pandas as pd
 from lnlsr_lib import cluster
 from lnlsr_lib.cost import duration, estimate, images_of
 from lnlsr_lib.data import DATASETS, DataError, data_folder, load_dataset
-from lnlsr_lib.experiments import EXPERIMENTS, experiment_specs
+from lnlsr_lib.experiments import EXPERIMENTS, experiment_specs, read_seeds
 from lnlsr_lib.protocol import PROFILES
 from lnlsr_lib.spec import RunSpec
 from lnlsr_lib.store import Store, StoredRun, StoreError
@@ -27,23 +27,15 @@ from lnlsr_lib.trainer import DivergedError
 
 __all__ = ["main"]
 
-MOST_SEEDS = 1000
 SHOWN_EPOCHS = 12  # of a run's card
 ERRORS = (DataError, StoreError, DivergedError, cluster.ClusterError, ValueError, OSError)
 
 
-def _seeds(text: str) -> list[int]:
-    """Seeds out of 1, or 1,2,3, or 1-3."""
+def _seeds(text: str) -> list[int] | None:
     try:
-        first, dash, last = text.partition("-")
-        several = range(int(first), int(last) + 1) if dash else [int(s) for s in text.split(",")]
-    except ValueError:
-        several = []
-    if not several:
-        raise argparse.ArgumentTypeError(f"must be like 1, 1,2,3 or 1-3, got {text!r}")
-    if len(several[: MOST_SEEDS + 1]) > MOST_SEEDS:
-        raise argparse.ArgumentTypeError(f"names more than {MOST_SEEDS} seeds")
-    return list(several)
+        return read_seeds(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,16 +47,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version("lnlsr"))
     parser.add_argument("--results", help="results folder (default: $LNLSR_RESULTS, else results/)")
     name: dict[str, Any] = {"choices": EXPERIMENTS, "metavar": "EXPERIMENT"}
-    name["help"] = ", ".join(EXPERIMENTS)
-    seeds: dict[str, Any] = {"type": _seeds, "default": [1]}
-    seeds["help"] = "such as 1, 1,2,3 or 1-3 (default: 1)"
+    name["help"] = ", ".join(EXPERIMENTS) + "; 'lnlsr status' says what each is"
+    seeds: dict[str, Any] = {"type": _seeds, "help": "such as 1, 1,2,3 or 1-3 (default: {})"}
 
     shared = argparse.ArgumentParser(add_help=False)
     add = shared.add_argument
     add("experiment", **name)
     budgets = "paper = its own budget; lite = fewer images and epochs; smoke = digits, in seconds"
     add("--profile", choices=PROFILES, help=budgets)
-    add("--seeds", **seeds)
+    add("--seeds", **seeds | {"help": seeds["help"].format(1)})
     add("--only", nargs="+", metavar="ID", help="these runs, of any profile and seed, alone")
     add("--device", help="cpu, cuda, cuda:1, mps (default: the fastest that is there)")
     precisions = "default: bf16 where the device has matrix units for it, else float32"
@@ -94,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", help="what is stored, and what is missing")
     status.add_argument("experiment", nargs="?", **name)
-    status.add_argument("--seeds", **seeds)
+    status.add_argument("--seeds", **seeds | {"help": seeds["help"].format("auto, any")})
     show = commands.add_parser("show", help="the card of a stored run")
     show.add_argument("id", metavar="ID", help="the run's id, or its beginning")
     data = commands.add_parser("data", help="fetch and verify a data set")
@@ -108,7 +99,7 @@ def _wanted(args: argparse.Namespace) -> list[RunSpec]:
     if not args.only:
         if args.profile is None:
             raise ValueError(f"--profile is needed, one of {', '.join(PROFILES)}; or --only")
-        return experiment_specs(args.experiment, args.profile, args.seeds)
+        return experiment_specs(args.experiment, args.profile, args.seeds or [1])
     seeds = {int(seed) for name in args.only for seed in re.findall(r"-seed(\d{1,18})-", name)}
     found = [
         s for p in profiles for s in experiment_specs(args.experiment, p, sorted(seeds) or [1])
@@ -139,7 +130,7 @@ def _on_ray(args: argparse.Namespace) -> dict[str, Any] | None:
 def _line(run: StoredRun) -> str:
     accuracies = f"final {run.final_accuracy:6.2f}%  best {run.best_accuracy:6.2f}%"
     made = f"{run.provenance['precision']}  {run.provenance['seconds']:.0f} s"
-    return f"{run.spec.id}  {accuracies}  {made}"
+    return f"{run.spec.id}  {accuracies}  {run.spec.profile:5}  {made}"
 
 
 def _run(args: argparse.Namespace, store: Store) -> None:
@@ -205,19 +196,24 @@ def _estimate(args: argparse.Namespace, store: Store) -> None:
 
 
 def _status(args: argparse.Namespace, store: Store) -> None:
+    runs, what = store.runs(), "runs"
+
+    def asked(spec: RunSpec) -> RunSpec:  # of seed 1 stands for all, if none is asked for
+        return spec if args.seeds else spec.model_copy(update={"seed": 1})
+
+    have = {asked(run.spec) for run in runs}
+    known: set[RunSpec] = set()
     for name in [args.experiment] if args.experiment else EXPERIMENTS:
         print(EXPERIMENTS[name].title)
         for profile in PROFILES:
-            specs = experiment_specs(name, profile, args.seeds)
-            missing = store.missing(specs)
+            specs = experiment_specs(name, profile, args.seeds or [1])
+            known |= {*specs}
+            missing = [spec for spec in specs if spec not in have]
             print(f"  {profile:6} {len(specs) - len(missing)} of {len(specs)} runs stored")
             for spec in missing if args.experiment else ():
                 print(f"         missing: {spec.id}")
-    runs, what = store.runs(), "runs"
     if args.experiment:
-        seeds = sorted({run.spec.seed for run in runs}) or [1]
-        ids = {s.id for p in PROFILES for s in experiment_specs(args.experiment, p, seeds)}
-        runs, what = [run for run in runs if run.spec.id in ids], f"runs of {args.experiment}"
+        runs, what = [r for r in runs if asked(r.spec) in known], f"runs of {args.experiment}"
     spent = duration(sum(run.provenance["seconds"] for run in runs))
     print(f"\n{store.folder}: {len(runs)} {what}, {spent} of training", *map(_line, runs), sep="\n")
 
@@ -227,7 +223,7 @@ def _show(args: argparse.Namespace, store: Store) -> None:
     runs = {path: store.read(path) for path in paths if path.name.startswith(args.id or "/")}
     ids = sorted({run.spec.id for run in runs.values()})
     if len(ids) != 1:
-        found = f": {', '.join(ids)}" if ids else "; 'lnlsr status' lists what is stored"
+        found = f": {', '.join(ids)}" if 0 < len(ids) < 5 else "; 'lnlsr status' lists them all"
         raise ValueError(f"{len(ids)} stored runs have an id that starts with {args.id!r}{found}")
     for path, run in runs.items():
         print(_card(run), f"file: {path}", sep="\n")

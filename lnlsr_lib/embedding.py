@@ -5,12 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import sklearn
 import torch
 from numpy.typing import NDArray
-from sklearn.manifold import TSNE
-from sklearn.metrics import silhouette_score
-from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -42,6 +38,11 @@ def embed(features: Tensor, labels: Tensor) -> tuple[NDArray[np.float32], dict[s
             "features must be (N, D) with N >= 2 and labels (N,), "
             f"got {tuple(features.shape)} and {tuple(labels.shape)}"
         )
+    import sklearn  # here, since it takes a second to import
+    from sklearn.manifold import TSNE
+    from sklearn.metrics import silhouette_score
+    from sklearn.neighbors import NearestNeighbors
+
     x, y = features.float().numpy(), labels.numpy()
     k = min(NEIGHBOURS, len(x) - 1)
     perplexity = min(PERPLEXITY, (len(x) - 1) / 3)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from lnlsr_lib.protocol import METHODS, Profile, make_spec
 from lnlsr_lib.spec import RunSpec
 
-__all__ = ["EXPERIMENTS", "Experiment", "experiment_specs"]
+__all__ = ["EXPERIMENTS", "Experiment", "experiment_specs", "read_seeds"]
 
 Condition = dict[str, Any]  # what else make_spec takes
 Run = tuple[str, str, Condition]  # data set, method, condition
 
+MOST_SEEDS = 1000
 COMPARED = ("ce", "fl", "gce", "sce", "nlnl", "apl", "ce_sr", "fl_sr", "gce_sr")
 CE = ("ce", "ce_sr")
 PAIRS = ("ce", "ce_sr", "fl", "fl_sr", "gce", "gce_sr")
@@ -147,6 +149,27 @@ def _name(title: str) -> str:
 EXPERIMENTS = {
     _name(title): Experiment(title, runs, _name(title) in DETAILED) for title, runs in RUNS.items()
 }
+
+
+def read_seeds(value: object) -> list[int] | None:
+    """Seeds out of "auto" (None: whichever are stored), 1, "1,2", "1-3" or [1, 2].
+
+    Raises:
+        ValueError: anything else.
+    """
+    if value == "auto":
+        return None
+    text, seeds = str(value).strip("[]"), list[int]()
+    first, dash, last = text.partition("-")
+    with suppress(ValueError):
+        some = range(int(first), int(last) + 1) if dash else [*map(int, text.split(","))]
+        seeds = list(some[: MOST_SEEDS + 1])
+    if not 0 < len(seeds) == len(set(seeds)) <= MOST_SEEDS:
+        raise ValueError(
+            f"seeds must be auto, 1, 1,2 or 1-3: distinct integers >= 0, {MOST_SEEDS} at most; "
+            f"got {text[:80]!r}"
+        )
+    return seeds
 
 
 def experiment_specs(

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torchvision.models import ResNet
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 __all__ = ["CNN4", "CNN8", "MODELS", "build_model"]
 
@@ -149,21 +147,28 @@ class CNN8(nn.Module):
         return logits
 
 
-class _ResNet(ResNet):  # type: ignore[misc]
-    """Torchvision's ResNet with ``features``: what the last linear layer sees."""
+def _resnet(block: str, layers: list[int], num_classes: int) -> Any:
+    """Torchvision's ResNet of such blocks, with ``features``: what the last linear layer sees.
 
-    def features(self, x: Tensor) -> Tensor:
-        """The pooled activations, (N, D); ``x`` is (N, 3, H, W), floating."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        pooled: Tensor = self.avgpool(x)
-        return pooled.flatten(1)
+    Imported here, since torchvision's models take as long to import as PyTorch.
+    """
+    from torchvision.models import resnet
+
+    class ResNet(resnet.ResNet):  # type: ignore[misc]
+        def features(self, x: Tensor) -> Tensor:
+            """The pooled activations, (N, D); ``x`` is (N, 3, H, W), floating."""
+            x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+            x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+            pooled: Tensor = self.avgpool(x)
+            return pooled.flatten(1)
+
+    return ResNet(getattr(resnet, block), layers, num_classes=num_classes)
 
 
 def _resnet34(num_classes: int, side: int = 32) -> nn.Module:
     """ResNet-34 for CIFAR: a 3x3 stem of stride 1 without max-pool; 21,328,292 parameters at
     K = 100. Source: the paper, appendix B; stem and initialisation as in the authors' code."""
-    model = _ResNet(BasicBlock, [3, 4, 6, 3], num_classes=num_classes)
+    model: nn.Module = _resnet("BasicBlock", [3, 4, 6, 3], num_classes)
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
     initialise(model)
@@ -172,7 +177,8 @@ def _resnet34(num_classes: int, side: int = 32) -> nn.Module:
 
 def _resnet50(num_classes: int, side: int = 224) -> nn.Module:
     """Torchvision's ResNet-50, with its initialisation. Source: the paper, section 3.3."""
-    return _ResNet(Bottleneck, [3, 4, 6, 3], num_classes=num_classes)
+    model: nn.Module = _resnet("Bottleneck", [3, 4, 6, 3], num_classes)
+    return model
 
 
 def initialise(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ from itertools import groupby, product
 from math import nan
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from pydantic import ConfigDict, create_model
@@ -19,18 +19,23 @@ from pydantic import ConfigDict, create_model
 from lnlsr_lib import plots, report
 from lnlsr_lib.cost import duration, estimate
 from lnlsr_lib.data import DataError, load_dataset
-from lnlsr_lib.experiments import EXPERIMENTS, experiment_specs
-from lnlsr_lib.protocol import PROFILES, Profile
+from lnlsr_lib.experiments import COMPARED, EXPERIMENTS, experiment_specs, read_seeds
+from lnlsr_lib.protocol import PROFILES, Profile, method_name
 from lnlsr_lib.report import Cell, Claim, Html
 from lnlsr_lib.spec import RunSpec
 from lnlsr_lib.store import PRECISIONS, Store, StoredRun
 from lnlsr_lib.sweep import run_all
 
-__all__ = ["Page", "check_parameters", "footer", "open_page", "seeds_of"]
+__all__ = ["Page", "check_parameters", "footer", "open_page"]
 
 SMOKE_CELLS = 2  # as many cells of an experiment are trained for a first look
 A100 = 312.0  # peak of the GPU that pages name, TFLOP/s in bf16
 MEASURES = report.ROOT / "book" / "measures.md"
+Methods = str | Sequence[str]
+PAIRS = (("ce_sr", "ce"), ("fl_sr", "fl"), ("gce_sr", "gce"))  # with SR, without
+WITH_SR = [method for method in COMPARED if method.endswith("_sr")]
+WITHOUT = [method for method in COMPARED if method not in WITH_SR]
+WORST = {">": "smallest", "<": "largest"}
 FEATURES = {
     "knn_accuracy": "test images whose ten nearest neighbours name their class, in points more",
     "silhouette": "silhouette of the true classes, more",
@@ -69,27 +74,6 @@ def check_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def seeds_of(value: object) -> list[int] | None:
-    """Seeds out of "auto" (None: all that are stored), 1, "1,2", "1-3" or [1, 2].
-
-    Raises:
-        ValueError: anything else.
-    """
-    if value == "auto":
-        return None
-    text = str(value).strip("[]")
-    first, dash, last = text.partition("-")
-    seeds = list[int]()
-    with contextlib.suppress(ValueError):
-        seeds = [*range(int(first), int(last) + 1)] if dash else [*map(int, text.split(","))]
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(
-            "seeds must be auto, or distinct integers >= 0 as in -p seeds 1-3 or -p seeds 1,2 or "
-            f"-y '{{seeds: [1, 2]}}', got {value!r}"
-        )
-    return seeds
-
-
 @cache
 def _test_labels(dataset: str) -> Any:
     """True labels of a test set; none where it cannot be had, and then nothing is drawn."""
@@ -98,6 +82,12 @@ def _test_labels(dataset: str) -> Any:
     except DataError as error:
         print(error)
         return []
+
+
+def _best_of(methods: Methods) -> str:
+    names = [methods] if isinstance(methods, str) else methods
+    listed = ", ".join(map(method_name, names))
+    return f"the best of {listed}" if len(names) > 1 else listed
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -158,21 +148,56 @@ class Page:
         """
         return _mean(of(run.history[series]) for run in self.select(**wanted)[0].runs)
 
-    def gains(self, method: str, over: str | Sequence[str], **wanted: Any) -> list[float]:
+    def gains(self, methods: Methods, others: Methods, **wanted: Any) -> list[float]:
         """Final accuracy of a method less that of another, in points, by condition.
 
         Args:
-            method: such as "ce_sr".
-            over: the other; of several the best.
+            methods: such as "ce_sr"; of several the best.
+            others: as well.
             wanted: see :meth:`select`; conditions where a run is missing are left out.
         """
-        others = [over] if isinstance(over, str) else over
+        both = [[side] if isinstance(side, str) else side for side in (methods, others)]
         found: dict[str, dict[str, float]] = {}
         for cell in self.select(**wanted):
             if cell.runs:
                 found.setdefault(cell.name, {})[cell.spec.method] = cell.ours
-        whole = (row for row in found.values() if {method, *others} <= set(row))
-        return [row[method] - max(row[other] for other in others) for row in whole]
+        whole = (row for row in found.values() if {*both[0], *both[1]} <= set(row))
+        best = ([max(row[method] for method in side) for side in both] for row in whole)
+        return [one - other for one, other in best]
+
+    def gain(
+        self,
+        claim: str,
+        *pairs: tuple[Methods, Methods],
+        sign: Literal["<", ">"] = ">",
+        threshold: float = 0,
+        **wanted: Any,
+    ) -> Claim:
+        """A claim on :meth:`gains`, held against the one that speaks least for it.
+
+        Args:
+            claim: what is said of all of them.
+            pairs: methods and others, one or more.
+            sign, threshold: see :class:`lnlsr_lib.report.Claim`.
+            wanted: see :meth:`select`.
+        """
+        gains = [gain for pair in pairs for gain in self.gains(*pair, **wanted)]
+        count = len(pairs) * len({cell.name for cell in self.select(**wanted)})
+        measured = ", ".join(f"{_best_of(one)} less {_best_of(other)}" for one, other in pairs)
+        measured += ", last epoch, in points" + f", {WORST[sign]} of {count}" * (count > 1)
+        worst = (min if sign == ">" else max)(gains, default=nan)
+        return Claim(claim, measured, worst, sign, threshold, of=(len(gains), count))
+
+    def mostly_first(self, **wanted: Any) -> Claim:
+        """The claim that in most noisy conditions the best method is one with SR."""
+        gains = self.gains(WITH_SR, WITHOUT, **wanted)
+        count = len({cell.name for cell in self.select(**wanted)})
+        measured = f"share of the {count} noisy conditions where it is, last epoch"
+        share = _mean(gain > 0 for gain in gains)
+        whole = (len(gains), count)
+        return Claim(
+            "The best method is one with SR in most cases", measured, share, ">", 0.5, of=whole
+        )
 
     def note(self) -> Html:
         """What of the paper's own budget is not run, and what it would cost."""
@@ -299,7 +324,7 @@ def open_page(name: str, namespace: Mapping[str, Any]) -> Page:
         ValueError: a bad name or parameter.
     """
     given = check_parameters(namespace)
-    seeds, device, precision = seeds_of(given["seeds"]), given["device"], given["precision"]
+    seeds, device, precision = read_seeds(given["seeds"]), given["device"], given["precision"]
     wanted, store = given["profile"], Store()
     experiment_specs(name)  # or it is unknown
     if wanted not in ("auto", *PROFILES):

@@ -286,6 +286,7 @@ class Claim:
         sign: ">" or "<", between value and threshold.
         threshold: where the claim stops to hold; ours where the paper gives none.
         digits: behind the point.
+        of: in how many conditions it is measured, and how many it is about.
 
     Raises:
         ValueError: another sign.
@@ -297,6 +298,7 @@ class Claim:
     sign: Literal["<", ">"]
     threshold: float
     digits: int = 2
+    of: tuple[int, int] = (1, 1)
 
     @property
     def holds(self) -> bool | None:
@@ -318,11 +320,13 @@ def claims(statements: Sequence[Claim], profile: str) -> Html:
     for one in statements:
         holds = None if profile == "smoke" else one.holds
         kind, said = outcomes[holds]
-        budget = f", at {profile} budget" * (profile != "paper" and holds is not None)
+        if holds is not None:
+            said += f" so far ({one.of[0]} of {one.of[1]})" * (one.of[0] < one.of[1])
+            said += f", at {profile} budget" * (profile != "paper")
         rows.append(
             {
                 "claim": one.claim,
-                "outcome": mark(kind, said + budget),
+                "outcome": mark(kind, said),
                 "ours": "-" if isnan(one.value) else f"{one.value:.{one.digits}f}",
                 "holds if": f"{one.sign} {one.threshold:g}",
                 "how it is measured": one.measured,

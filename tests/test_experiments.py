@@ -2,7 +2,7 @@
 
 import pytest
 
-from lnlsr_lib.experiments import EXPERIMENTS, experiment_specs
+from lnlsr_lib.experiments import EXPERIMENTS, experiment_specs, read_seeds
 from lnlsr_lib.paper import tables
 from lnlsr_lib.protocol import PROFILES
 from lnlsr_lib.report import paper_condition
@@ -81,3 +81,23 @@ def test_bad_requests_are_refused(arguments, message):
 def test_an_experiment_has_the_same_cells_in_every_profile(name):
     """Pages put a cell's profiles side by side."""
     assert len({len(experiment_specs(name, profile)) for profile in PROFILES}) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "seeds"),
+    [
+        *(("auto", None), (1, [1]), ("1", [1]), ("1,3", [1, 3]), ("1-3", [1, 2, 3])),
+        ([2, 1], [2, 1]),
+        ("[1,2]", [1, 2]),
+    ],
+)
+def test_seeds_are_read(value, seeds):
+    assert read_seeds(value) == seeds
+
+
+@pytest.mark.parametrize(
+    "value", ["all", "3-1", "1,1", [], [1, 1], [-1], ["1"], [True], 1.5, None, "1-", "1-1001"]
+)
+def test_other_seeds_are_refused_and_the_right_form_is_named(value):
+    with pytest.raises(ValueError, match="seeds must be auto, 1, 1,2 or 1-3"):
+        read_seeds(value)

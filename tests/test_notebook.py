@@ -70,26 +70,6 @@ def test_a_notebook_may_be_executed_twice_in_one_kernel_and_with_a_users_own_nam
     assert notebook.check_parameters(twice | {"old": 1}) == VALUES
 
 
-@pytest.mark.parametrize(
-    ("value", "seeds"),
-    [
-        *(("auto", None), (1, [1]), ("1", [1]), ("1,3", [1, 3]), ("1-3", [1, 2, 3])),
-        ([2, 1], [2, 1]),
-        ("[1,2]", [1, 2]),
-    ],
-)
-def test_seeds_are_read(value, seeds):
-    assert notebook.seeds_of(value) == seeds
-
-
-@pytest.mark.parametrize(
-    "value", ["all", "3-1", "1,1", [], [1, 1], [-1], ["1"], [True], 1.5, None, "1-"]
-)
-def test_other_seeds_are_refused_and_the_right_form_is_named(value):
-    with pytest.raises(ValueError, match=r"seeds must be auto.*-p seeds 1-3.*-y"):
-        notebook.seeds_of(value)
-
-
 CONFUSION = [[1, 0], [0, 1]]
 
 
@@ -213,7 +193,25 @@ def test_gains_are_by_condition_and_leave_out_what_is_not_run(page):
     ahead = names.index("ce_sr") - names.index("ce")
     assert page.gains("ce_sr", "ce") == [ahead]
     assert page.gains("gce_sr", ["ce", "fl_sr"]) == [1]
+    assert page.gains(["ce_sr", "gce_sr"], ["ce", "fl_sr"]) == [1]
     assert page.gains("ce_sr", "ce", noise="symmetric") == []
+
+
+def test_a_claim_on_gains_says_in_how_many_conditions_it_is_measured(page):
+    pairs = ("ce_sr", "ce"), ("gce_sr", ("ce", "fl_sr"))
+    claim = page.gain("SR helps", *pairs, threshold=0.5, dataset="mnist")
+    assert (claim.value, claim.of, claim.holds) == (1, (2, 10), True)
+    assert "CE+SR less CE, GCE+SR less the best of CE, FL+SR, last epoch" in claim.measured
+    assert "smallest of 10" in claim.measured
+    largest = max(gain for pair in pairs for gain in page.gains(*pair))
+    assert page.gain("SR harms", *pairs, sign="<").value == largest
+    assert "holds so far (2 of 10)" in page.claims(claim)
+    assert isnan(page.gain("SR helps", pairs[0], noise="symmetric").value)
+
+
+def test_whether_a_method_with_sr_is_mostly_first_asks_for_whole_conditions(page):
+    assert (page.mostly_first().value, page.mostly_first().of) == (1, (1, 15))
+    assert isnan(page.mostly_first(noise="symmetric").value)
 
 
 def test_a_page_says_what_missing_runs_cost_and_times_nothing(page, monkeypatch):
