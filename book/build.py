@@ -171,9 +171,9 @@ def confusion(run: StoredRun) -> str:
 def card(run: StoredRun, pages: list[str], has_details: bool) -> str:
     """The page of one run."""
     spec = run.spec
-    fields = spec.model_dump(mode="json")
+    fields = spec.model_dump(mode="json", exclude_none=True)
     for nested in ("sr", "loss_params"):
-        fields |= {f"{nested}.{k}": v for k, v in (fields.pop(nested) or {}).items()}
+        fields |= {f"{nested}.{k}": v for k, v in fields.pop(nested, {}).items()}
     history = report.table(
         [
             {

@@ -218,7 +218,8 @@ class Page:
         number, _, words = EXPERIMENTS[self.name].title.partition(": ")
         number, spec = words if number == self.name else number, self.cells[0].spec
         heading = f"{number}, reduced: profile {spec.profile}, {spec.dataset}, {spec.epochs} epochs"
-        more["heading"] = "" if self.profile == "paper" else heading
+        if self.profile != "paper":
+            number = more["heading"] = heading
         whole, shown = plots.panels(draw, keys, caption=f"<b>{number}.</b> {caption}", **more)
         table = plots.curves(self.runs)
         plots.save_figure(whole, table, self.name, self.store.folder, self.profile)

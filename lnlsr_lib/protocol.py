@@ -75,7 +75,7 @@ def _datasets(part: str) -> list[str]:
 def method_name(method: str) -> str:
     """How a method is written: "CE+SR" for "ce_sr"."""
     base = method.removesuffix("_sr")
-    return METHODS.get(method, base.upper().replace("_", "-") + "+SR" * (base != method))
+    return METHODS.get(method, base.upper().replace("_", "+") + "+SR" * (base != method))
 
 
 def _known(what: str, name: str, names: Sequence[str]) -> None:

@@ -244,7 +244,7 @@ def grid(cells: Sequence[Cell]) -> Html:
         budget = f" <small>{cell.spec.profile}</small>" * (cell.verdict == "reduced budget")
         paper = f'<br><small title="paper">{_html(cell.paper or "-")}</small>'
         ours_marked = mark(cell.verdict, ours(cell), cell.words)
-        row[cell.wanted.condition] = Html(ours_marked + budget + paper)
+        row[cell.wanted.condition.removeprefix("clean-")] = Html(ours_marked + budget + paper)
     return table(list(wide.values()), "grid")
 
 
@@ -348,12 +348,12 @@ def badge(runs: Sequence[StoredRun]) -> Html:
     for fact, run in zip(facts, runs, strict=True):
         fact["images"] = images_of(run.spec)
         fact["commit"] = f"{fact['commit']}"[:8] + "+" * bool(fact["modified"])
-        times.setdefault(f"{fact['device']}, {fact['threads']} thread(s)", []).append(
-            fact["seconds"]
-        )
+        place = f"{fact['device']}, {fact['threads']} thread{'s' * (fact['threads'] > 1)}"
+        times.setdefault(place, []).append(fact["seconds"])
     each = {name: _html(", ".join(sorted({str(f[name]) for f in facts}))) for name in facts[0]}
     took = [
-        f"{len(of)} runs in {duration(sum(of))} on {_html(place)}" for place, of in times.items()
+        f"{len(of)} run{'s' * (len(of) > 1)} in {duration(sum(of))} on {_html(place)}"
+        for place, of in times.items()
     ]
     return Html(
         "<p class='badge-line'><b>Profile {profile}</b> · data: {data}, {images} training images · "

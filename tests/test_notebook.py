@@ -153,7 +153,7 @@ def test_a_named_profile_trains_what_is_missing_and_smoke_no_more_than_a_few_cel
     assert {(spec.profile, spec.seed) for spec in trained} == {("lite", 1), ("lite", 2)}
     assert (len(trained), len(page.runs)) == (3, 4)
     shown = page.beside("Every accuracy of CE and of CE+SR.")
-    assert "<b>bf16 beside float32, MNIST, symmetric 0.8.</b>" in shown
+    assert "<b>bf16 beside float32, MNIST, symmetric 0.8, reduced: profile lite, mnist, 20" in shown
     trained.clear()
     page = notebook.open_page("fig8", namespace())
     assert page.profile == "smoke"

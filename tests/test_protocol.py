@@ -233,7 +233,7 @@ def test_parameters_can_be_swept():
 
 @pytest.mark.parametrize(
     ("method", "name"),
-    [("ce_sr", "CE+SR"), ("phuber_ce", "PHuber-CE"), ("nce_rce", "NCE-RCE"), ("mae_sr", "MAE+SR")],
+    [("ce_sr", "CE+SR"), ("phuber_ce", "PHuber-CE"), ("nce_rce", "NCE+RCE"), ("mae_sr", "MAE+SR")],
 )
 def test_names_of_methods(method, name):
     assert method_name(method) == name

@@ -183,7 +183,7 @@ def test_badge_names_everything_that_stands_behind_a_figure():
         "60000 training images",
         "50 epochs",
         "seed 1",
-        "2 runs in 20 min on cpu (some processor), 2 thread(s)",
+        "2 runs in 20 min on cpu (some processor), 2 threads",
         "float32",
         "01234567, 01234567+",
         f"protocol {stored().spec.protocol}",
@@ -191,13 +191,13 @@ def test_badge_names_everything_that_stands_behind_a_figure():
         assert part in text
     assert report.badge([]) == ""
     there = report.badge([stored(), stored("ce", 22.0, device="cuda (an H100)", seconds=60.0)])
-    assert "1 runs in 60 s on cuda (an H100), 2 thread(s)" in there
-    assert "1 runs in 10 min on cpu (some processor)" in there
+    assert "1 run in 60 s on cuda (an H100), 2 threads" in there
+    assert "1 run in 10 min on cpu (some processor)" in there
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(59.6, "60 s"), (600, "10 min"), (9000, "2.5 h")])
 def test_badge_gives_the_time_in_a_readable_unit(seconds, said):
-    assert f"1 runs in {said}" in report.badge([stored(seconds=seconds)])
+    assert f"1 run in {said}" in report.badge([stored(seconds=seconds)])
 
 
 @pytest.mark.parametrize(
