@@ -102,7 +102,7 @@ class Page:
 
     Attributes:
         name: of the experiment.
-        profile: that of the figure: the best of which anything is stored.
+        profile: that of the figure: of which most is stored.
         cells: at that profile.
         best: the same cells, each at its best profile.
         missing: the paper's runs that are not stored, for one seed.
@@ -205,7 +205,9 @@ class Page:
             return Html("")
         count, whole = len(self.missing), len(self.cells)
         what = "The real thing has not been run" if count == whole else "Not all of it has been run"
-        shown = f" What is shown is <b>profile {self.profile}</b>." * (self.profile != "paper")
+        shown = f" What is shown is <b>profile {self.profile}</b>" * (self.profile != "paper")
+        others = "; <code>-p profile paper</code> draws the others" * (count < whole)
+        shown += f"{others}." * bool(shown)
         gpu = duration(sum(cost.total for cost in estimate(self.missing, tflops=A100)))
         return Html(
             f'<p class="missing"><b>{what}</b>: {count} of {whole} runs at the paper\'s budget are '
@@ -313,9 +315,9 @@ def footer(name: str, rests_on: Iterable[Any], rows: Mapping[str, str]) -> Html:
 def open_page(name: str, namespace: Mapping[str, Any]) -> Page:
     """Check a notebook's parameters, and find the runs that it shows.
 
-    With profile "auto" nothing is trained that takes long: the page shows the best profile of which
-    anything is stored; if there is none, a smoke run of the first cells. A profile that is named is
-    trained where it is missing.
+    With profile "auto" nothing is trained that takes long: the page shows the profile of which most
+    cells are stored, of two the better one; if there is none, a smoke run of the first cells. A
+    profile that is named is trained where it is missing.
 
     Args:
         name: one of :data:`lnlsr_lib.experiments.EXPERIMENTS`.
@@ -341,8 +343,8 @@ def open_page(name: str, namespace: Mapping[str, Any]) -> Page:
     runs = stored()
     profile: Profile = wanted
     if wanted == "auto":
-        some = (p for p in PROFILES[:-1] if any(cell.runs for cell in cells(p)))
-        profile = next(some, "smoke")
+        count = {p: sum(bool(cell.runs) for cell in cells(p)) for p in PROFILES[:-1]}
+        profile = max(count, key=lambda p: count[p]) if any(count.values()) else "smoke"
     if profile in ("smoke", wanted):
         details, todo = EXPERIMENTS[name].details, []
         for cell in cells(profile)[: SMOKE_CELLS if profile == "smoke" else None]:

@@ -98,15 +98,19 @@ def idle(monkeypatch):
 
 
 @pytest.mark.usefixtures("idle")
-def test_auto_takes_the_best_profile_of_which_anything_is_stored(store, capsys):
+def test_auto_takes_the_profile_of_which_most_is_stored(store, capsys):
     put(store, experiment_specs("fig3", "lite"))
     page = notebook.open_page("fig3", namespace())
     assert (page.profile, len(page.runs), len(page.missing)) == ("lite", 6, 6)
-    put(store, experiment_specs("fig3", "paper")[:1])
+    put(store, experiment_specs("fig3", "paper")[:5])
     page = notebook.open_page("fig3", namespace())
-    assert (page.profile, len(page.runs), len(page.missing)) == ("paper", 1, 5)
-    assert [cell.spec.profile for cell in page.best] == ["paper", *["lite"] * 5]
-    assert "1 of 6 cells are stored; at the paper's budget 5 are missing" in capsys.readouterr().out
+    assert (page.profile, len(page.runs), len(page.missing)) == ("lite", 6, 1)
+    assert [cell.spec.profile for cell in page.best] == [*["paper"] * 5, "lite"]
+    assert "<code>-p profile paper</code> draws the others." in page.note()
+    put(store, experiment_specs("fig3", "paper")[5:])
+    page = notebook.open_page("fig3", namespace())
+    assert (page.profile, len(page.runs), page.note()) == ("paper", 6, "")
+    assert "6 of 6 cells are stored; at the paper's budget 0 are missing" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("idle")
