@@ -9,8 +9,9 @@ arithmetic, and so is this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,12 +22,10 @@ from lnlsr_lib.checks import check_range
 __all__ = ["Augmentation", "Draws"]
 
 
-@dataclass(frozen=True, eq=False)
-class Draws:
+class Draws(NamedTuple):
     """What was drawn for each of N samples; made by :meth:`Augmentation.draw`.
 
     Attributes:
-        augmentation: what it was drawn for; ``sides``: the images' height and width.
         top, left: the crop's corner in the padded image, (N,), int64, in [0, 2 * padding].
         flip: whether the image is mirrored, (N,), bool.
         angle: degrees counter-clockwise, (N,), from [-degrees, degrees], rounded to float32.
@@ -34,36 +33,11 @@ class Draws:
             from x' = (t0 x + t1 y + t2) >> 16 and y' = (t3 x + t4 y + t5) >> 16.
     """
 
-    augmentation: Augmentation
-    sides: tuple[int, int]
     top: Tensor
     left: Tensor
     flip: Tensor
     angle: Tensor
     turn: Tensor
-
-    def __len__(self) -> int:
-        return len(self.top)
-
-    def __getitem__(self, index: Tensor | slice) -> Draws:
-        """The draws of some samples, in the index's order; an int64 vector, or a slice.
-
-        Raises:
-            TypeError: anything else; a mask's size would have to be asked of the device.
-        """
-        if not isinstance(index, slice) and (
-            not isinstance(index, Tensor) or index.dtype != torch.int64 or index.ndim != 1
-        ):
-            raise TypeError(f"draws take a slice or an int64 vector as an index, got {index!r}")
-        return self._each(lambda drawn: drawn[index])
-
-    def to(self, device: torch.device | str) -> Draws:
-        """The same draws on ``device``."""
-        return self._each(lambda drawn: drawn.to(device))
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Draws:
-        drawn = (self.top, self.left, self.flip, self.angle, self.turn)
-        return Draws(self.augmentation, self.sides, *map(change, drawn))
 
 
 def fixed_point_turn(angle: Tensor, height: int, width: int) -> Tensor:
@@ -146,41 +120,32 @@ class Augmentation:
         uniform = torch.rand(size, 4, dtype=torch.float64, generator=generator)
         corner = (uniform[:, :2] * (2 * self.padding + 1)).long()
         angle = ((2 * uniform[:, 3] - 1) * self.degrees).float()  # torchvision's are float32
-        return Draws(
-            augmentation=self,
-            sides=(height, width),
-            top=corner[:, 0],
-            left=corner[:, 1],
-            flip=(uniform[:, 2] < 0.5) & self.flip,
-            angle=angle,
-            turn=fixed_point_turn(angle, height, width),
-        )
+        flip = (uniform[:, 2] < 0.5) & self.flip
+        turn = fixed_point_turn(angle, height, width)
+        return Draws(corner[:, 0], corner[:, 1], flip, angle, turn)
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """The augmented images; nothing is asked of the device.
 
         Args:
             images: (B, C, H, W), uint8.
-            draws: theirs, B of them, on their device: ``draws[index]`` for ``images[index]``.
+            draws: theirs, B of them, made for their sides, on their device; for ``images[index]``
+                ``Draws(*(drawn[index] for drawn in draws))``.
 
         Returns:
             (B, C, H, W), uint8, contiguous; ``images`` is left as it was.
 
         Raises:
             TypeError: images that are no uint8 tensor.
-            ValueError: images of another rank, or draws made for others.
+            ValueError: images of another rank, or not as many as the draws.
         """
         if not isinstance(images, Tensor) or images.dtype != torch.uint8:
             got = images.dtype if isinstance(images, Tensor) else type(images).__name__
             raise TypeError(f"images must be a uint8 tensor, got {got}")
-        if images.ndim != 4:
-            raise ValueError(f"images must be (B, C, H, W), got shape {tuple(images.shape)}")
-        size, channels, height, width = images.shape
-        if (len(draws), draws.sides, draws.augmentation) != (size, (height, width), self):
-            raise ValueError(
-                f"draws must be {size} for images of {height}x{width} by {self}, "
-                f"got {len(draws)} for {draws.sides[0]}x{draws.sides[1]} by {draws.augmentation}"
-            )
+        if images.ndim != 4 or len(images) != len(draws.top):
+            wanted = f"(B, C, H, W) with B = {len(draws.top)} as the draws"
+            raise ValueError(f"images must be {wanted}, got shape {tuple(images.shape)}")
+        _, channels, height, width = images.shape
         x = torch.arange(width, device=images.device)  # (W,)
         y = torch.arange(height, device=images.device)[:, None]  # (H, 1)
         inside = None

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lnlsr_lib.augment import Augmentation
+from lnlsr_lib.augment import Augmentation, Draws
 from lnlsr_lib.data import Dataset, balanced_subset, data_folder, load_dataset, load_human_labels
 from lnlsr_lib.noise import corrupt_labels, imbalanced_subset, noisy_labels
 from lnlsr_lib.spec import RunSpec
@@ -69,17 +68,12 @@ def given_labels(spec: RunSpec, data: Dataset, index: Tensor) -> Tensor:
     return noisy_labels(labels, data.name, data.num_classes, *kind)
 
 
-@dataclass(frozen=True)
 class Pixels:
     """From uint8 images to what the network takes: scaled to [0, 1], then normalised."""
 
-    scale: Tensor
-    shift: Tensor
-
-    @classmethod
-    def of(cls, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Pixels:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
         means, stds = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
-        return cls((1 / (255 * stds)).to(device), (-means / stds).to(device))
+        self.scale, self.shift = (1 / (255 * stds)).to(device), (-means / stds).to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, C, H, W) uint8 to float32, channels_last."""
@@ -144,12 +138,13 @@ class Resident:
         draws = None
         if self.augmentation != Augmentation():
             generator = self.spec.generator(f"augment/{epoch}")
-            draws = self.augmentation.draw(self.images.shape, generator).to(device)
+            drawn = self.augmentation.draw(self.images.shape, generator)
+            draws = Draws(*(part.to(device) for part in drawn))
         for index in order.to(device).split(self.spec.batch_size):
             if len(index) > 1:
                 images = self.images[index]
                 if draws is not None:
-                    images = self.augmentation(images, draws[index])
+                    images = self.augmentation(images, Draws(*(part[index] for part in draws)))
                 yield Batch(images, self.labels[index], self.truth[index], index)
 
     def train_batches(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -235,7 +235,7 @@ def train(
     if target.type == "cuda":  # float32 means it
         torch.backends.cudnn.allow_tf32 = False
     source = open_source(spec, data, target)
-    pixels = Pixels.of(spec.mean or source.mean, spec.std or source.std, target)
+    pixels = Pixels(spec.mean or source.mean, spec.std or source.std, target)
     objective = build_objective(spec, source.labels, source.num_classes)
     models = [
         build_model(spec.model, source.num_classes, spec.draw_seed(purpose), spec.side).to(  # type: ignore[call-overload]

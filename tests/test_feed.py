@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lnlsr_lib import feed
-from lnlsr_lib.augment import Augmentation
+from lnlsr_lib.augment import Augmentation, Draws
 from lnlsr_lib.feed import Resident, averaged_down, given_labels, open_source, selection
 from lnlsr_lib.noise import realised_transition
 from lnlsr_lib.protocol import make_spec
@@ -62,7 +62,8 @@ def test_batches_are_augmented_each_epoch_anew(few, small_spec):
     draws = Augmentation(4, True, 20.0).draw(few.train_images.shape, spec.generator("augment/1"))
     seen = []
     for images, given, truth, index in source.batches(1):
-        expected = Augmentation(4, True, 20.0)(few.train_images[index], draws[index])
+        theirs = Draws(*(drawn[index] for drawn in draws))
+        expected = Augmentation(4, True, 20.0)(few.train_images[index], theirs)
         assert torch.equal(images, expected)
         assert torch.equal(given, labels[index])
         assert torch.equal(truth, few.train_labels[index])
