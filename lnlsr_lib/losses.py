@@ -58,7 +58,7 @@ __all__ = [
 
 RCE_LOG_ZERO = math.log(1e-4)  # A, the logarithm of a clamped 0; source: the authors' code
 
-PerSample = Callable[[Tensor, Tensor], Tensor]
+PerSample = Callable[..., Tensor]  # of logits and labels, and parameters of its own
 
 
 def _log_softmax(logits: Tensor, labels: Tensor) -> Tensor:
@@ -294,6 +294,7 @@ def weighted_sum(
     labels: Tensor,
     alpha: float = 1.0,
     beta: float = 1.0,
+    **options: Any,
 ) -> Tensor:
     """alpha times one loss plus beta times another, per sample: SCE, and active passive losses.
 
@@ -302,25 +303,21 @@ def weighted_sum(
         logits: (N, K), any floating dtype.
         labels: (N,), int64, in [0, K - 1].
         alpha, beta: the weights of the two, >= 0.
+        options: of the first, such as the ``detach`` of NFL in NFL+RCE.
 
     Returns:
         (N,), float32 or wider.
 
     Raises:
-        TypeError, ValueError: alpha or beta below 0, or bad logits or labels.
+        TypeError, ValueError: alpha or beta below 0, bad logits or labels, or options that the
+            first does not take.
 
     Source: SCE = alpha CE + beta RCE, Wang et al., ICCV 2019; APL = alpha active + beta passive,
     Ma et al., ICML 2020. In APL the passive part of NCE+MAE is beta (1 - u_y), half of
     :func:`mean_absolute_error` as it stands alone.
     """
     alpha, beta = check_parameter("alpha", alpha, 0.0), check_parameter("beta", beta, 0.0)
-    return alpha * first(logits, labels) + beta * second(logits, labels)
-
-
-def _nfl_rce(logits: Tensor, labels: Tensor, detach: bool = False, **weights: float) -> Tensor:
-    """NFL+RCE, whose active part alone has the option."""
-    active = partial(normalized_focal_loss, detach=detach)
-    return weighted_sum(active, reverse_cross_entropy, logits, labels, **weights)
+    return alpha * first(logits, labels, **options) + beta * second(logits, labels)
 
 
 class Loss(nn.Module):
@@ -585,7 +582,7 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "sce": _sum_of(cross_entropy, reverse_cross_entropy),
     "apl": _sum_of(normalized_cross_entropy, partial(mean_absolute_error, scale=1.0)),
     "nce_rce": _sum_of(normalized_cross_entropy, reverse_cross_entropy),
-    "nfl_rce": partial(Loss, function=_nfl_rce),
+    "nfl_rce": _sum_of(normalized_focal_loss, reverse_cross_entropy),
 }
 
 
