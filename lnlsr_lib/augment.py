@@ -10,14 +10,13 @@ arithmetic, and so is this.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from pydantic import Field, StrictBool
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
-
-from lnlsr_lib.checks import check_range
 
 __all__ = ["Augmentation", "Draws"]
 
@@ -75,22 +74,14 @@ class Augmentation:
         degrees: the largest angle, in [0, 180]; 0 for no rotation.
 
     Raises:
-        TypeError, ValueError: a parameter of another type or outside its range.
+        ValueError: a parameter of another type or outside its range.
 
     Source of what is used where: the authors' code.
     """
 
-    padding: int = 0
-    flip: bool = False
-    degrees: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_range("padding", self.padding, 0)
-        if not isinstance(self.padding, int):
-            raise TypeError(f"padding must be an int, got {self.padding!r}")
-        if not isinstance(self.flip, bool):
-            raise TypeError(f"flip must be a bool, got {self.flip!r}")
-        check_range("degrees", self.degrees, 0, 180)
+    padding: Annotated[int, Field(ge=0, strict=True)] = 0
+    flip: StrictBool = False
+    degrees: Annotated[float, Field(ge=0, le=180, strict=True)] = 0.0
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Draws:
         """Draw for images of ``shape``: every sample independently, each quantity uniformly.

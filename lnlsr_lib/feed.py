@@ -59,10 +59,6 @@ def given_labels(spec: RunSpec, data: Dataset, index: Tensor) -> Tensor:
         return load_human_labels(str(spec.human_labels), spec.dataset, data.train_labels)[index]
     labels, generator = data.train_labels[index], spec.generator("noise")
     if spec.noise == "transition":
-        if len(spec.transition or ()) != data.num_classes:
-            raise ValueError(
-                f"transition must have a row for each of {data.num_classes} classes of {data.name}"
-            )
         return corrupt_labels(labels, torch.tensor(spec.transition).double(), generator)
     kind = spec.noise, spec.noise_rate, generator, spec.noise_variant
     return noisy_labels(labels, data.name, data.num_classes, *kind)

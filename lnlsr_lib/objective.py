@@ -1,7 +1,7 @@
 """What a step asks for, whatever the method: a spec and its labels to one `Objective`.
 
 A new method is a class here. The loop calls ``start_epoch``, the objective with the logits of each
-network, and ``end_epoch``; what changes from epoch to epoch is in ``state_dict``.
+network, and ``end_epoch``; what changes from epoch to epoch is in its criterion's state.
 """
 
 from __future__ import annotations
@@ -70,14 +70,6 @@ class Objective:
         """Take lambda one epoch further."""
         if self.sparse is not None:
             self.sparse.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The criterion's state."""
-        return self.criterion.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What :meth:`state_dict` gave."""
-        self.criterion.load_state_dict(state)
 
 
 class Negative(Objective):

@@ -283,7 +283,7 @@ def train(
         try:
             for model, weights in zip(models, state["models"], strict=True):
                 model.load_state_dict(weights)
-            objective.load_state_dict(state["objective"])
+            objective.criterion.load_state_dict(state["objective"])
             optimizer.load_state_dict(state["optimizer"])
             scheduler.load_state_dict(state["scheduler"])
             if tally.margins.shape == state["margins"].shape:
@@ -360,7 +360,7 @@ def train(
                     "confusion": confusion,
                     "margins": tally.margins,
                     "models": [model.state_dict() for model in models],
-                    "objective": objective.state_dict(),
+                    "objective": objective.criterion.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "scheduler": scheduler.state_dict(),
                 }

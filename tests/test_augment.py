@@ -285,20 +285,20 @@ def test_switching_one_kind_off_leaves_the_draws_of_the_others_as_they_are():
 
 
 @pytest.mark.parametrize(
-    ("params", "error", "message"),
+    ("params", "message"),
     [
-        ({"padding": -1}, ValueError, r"padding must be in \[0, inf\), got -1"),
-        ({"padding": 2.0}, TypeError, "padding must be an int, got 2.0"),
-        ({"padding": True}, TypeError, "padding must be a number, got bool"),
-        ({"flip": 1}, TypeError, "flip must be a bool, got 1"),
-        ({"degrees": -1}, ValueError, r"degrees must be in \[0, 180\], got -1"),
-        ({"degrees": 180.5}, ValueError, r"degrees must be in \[0, 180\], got 180.5"),
-        ({"degrees": float("nan")}, ValueError, r"degrees must be in \[0, 180\], got nan"),
-        ({"degrees": "20"}, TypeError, "degrees must be a number, got str"),
+        ({"padding": -1}, "padding.*greater than or equal to 0"),
+        ({"padding": 2.0}, "padding.*valid integer"),
+        ({"padding": True}, "padding.*valid integer"),
+        ({"flip": 1}, "flip.*valid boolean"),
+        ({"degrees": -1}, "degrees.*greater than or equal to 0"),
+        ({"degrees": 180.5}, "degrees.*less than or equal to 180"),
+        ({"degrees": float("nan")}, "degrees.*equal to"),
+        ({"degrees": "20"}, "degrees.*valid number"),
     ],
 )
-def test_bad_parameters_are_refused(params, error, message):
-    with pytest.raises(error, match=message):
+def test_bad_parameters_are_refused(params, message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
         Augmentation(**params)
 
 

@@ -81,14 +81,6 @@ def test_other_data_than_the_specs_are_refused(few):
         open_source(make_spec("mnist", "ce", 0.4), few, torch.device("cpu"))
 
 
-def test_a_transition_for_other_classes_is_refused(few, small_spec):
-    spec = small_spec("ce").model_copy(
-        update={"noise": "transition", "transition": ((1.0, 0.0), (0.0, 1.0))}
-    )
-    with pytest.raises(ValueError, match="a row for each of 10 classes of digits"):
-        open_source(spec, few, torch.device("cpu"))
-
-
 def test_images_are_averaged_in_whole_blocks():
     images = torch.arange(32, dtype=torch.uint8).view(1, 2, 4, 4)
     small = averaged_down(images, 2)

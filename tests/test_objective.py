@@ -37,7 +37,7 @@ def test_lambda_grows_at_the_end_of_an_epoch_and_is_state(small_spec):
         objective.end_epoch()
     assert weights == [4.0, 8.0, 16.0, 32.0]
     again = build_objective(spec, LABELS, 10)
-    again.load_state_dict(objective.state_dict())
+    again.criterion.load_state_dict(objective.criterion.state_dict())
     assert again.weight == 64.0
     assert build_objective(small_spec("ce"), LABELS, 10).weight == 0
 
