@@ -76,26 +76,14 @@ def _dataset(name: str) -> Dataset:
         return load_dataset(name)
 
 
-class _Mailbox(dict[RunSpec, tuple[int, bytes]]):
-    """An actor: the last checkpoint of each run, and its epoch, until the caller takes them."""
-
-    def put(self, spec: RunSpec, epoch: int, checkpoint: bytes) -> None:
-        self[spec] = (epoch, checkpoint)
-
-    def take(self) -> dict[RunSpec, tuple[int, bytes]]:
-        latest = dict(self)
-        self.clear()
-        return latest
-
-
 class _Satellite(Store):
     """A store for one run, whose checkpoints are handed on to the caller's."""
 
-    send: Callable[[RunSpec, int, bytes], object]
+    send: Callable[[tuple[RunSpec, int, bytes]], object]
 
     def save_checkpoint(self, spec: RunSpec, precision: str, state: dict[str, Any]) -> None:
         super().save_checkpoint(spec, precision, state)
-        self.send(spec, state["epoch"], self.checkpoint(spec, precision).read_bytes())
+        self.send((spec, state["epoch"], self.checkpoint(spec, precision).read_bytes()))
 
 
 def _work(
@@ -104,7 +92,8 @@ def _work(
     """Train ``spec`` on from ``checkpoint``; the result's files, the one that counts last."""
     with tempfile.TemporaryDirectory(prefix="lnlsr-") as folder:
         store = _Satellite(folder)
-        store.send = mailbox.put.remote  # not waited for: Ray lends the CPU of a task that waits
+        # not waited for: Ray lends the CPU of a task that waits
+        store.send = mailbox.actor.put_nowait.remote
         if checkpoint:
             write_atomically(store.checkpoint(spec, options["precision"]), checkpoint)
         data = _dataset(spec.dataset) if spec.dataset in DATASETS else None  # or it is streamed
@@ -271,13 +260,15 @@ def run_all(
     log, held = _Log(progress, work), ExitStack()
 
     with _connected(device, address, gpus_per_run, cpus_per_run) as cluster, held:
+        from ray.util.queue import Queue
+
         ray, device = cluster.ray, cluster.device
         probe = cluster.call(lambda: resolve_precision(precision, resolve_device(device)))
         resolved = cluster.get(probe)
         options = {"device": device, "precision": resolved}
         options |= {"compiled": compiled, "details": details}
         head = {"node:__internal_head__": 0.001}  # outlives the other nodes
-        mailbox = ray.remote(_Mailbox).options(num_cpus=0, resources=head).remote()
+        mailbox = Queue(actor_options={"num_cpus": 0, "resources": head})
 
         def start(spec: RunSpec) -> bool:
             """Hand the run to Ray, or find it stored; False if another process is at it."""
@@ -321,10 +312,9 @@ def run_all(
             ended = ray.wait(list(tasks), timeout=POLL_SECONDS)[0] if tasks else []
             if not tasks and waiting:  # other processes are at them
                 time.sleep(POLL_SECONDS)
-            mail = ray.get(mailbox.take.remote())
-            for spec, _ in tasks.values():
-                epoch, checkpoint = mail.get(spec, (0, b""))
-                if epoch > epochs[spec]:
+            at_work = {spec for spec, _ in tasks.values()}
+            for spec, epoch, checkpoint in mailbox.get_nowait_batch(mailbox.size()):
+                if spec in at_work and epoch > epochs[spec]:
                     write_atomically(store.checkpoint(spec, resolved), checkpoint)
                     epochs[spec], losses[spec] = epoch, 0
             for task in ended:
