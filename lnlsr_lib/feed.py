@@ -18,7 +18,7 @@ from lnlsr_lib.augment import Augmentation, Draws
 from lnlsr_lib.data import Dataset, balanced_subset, data_folder, load_dataset, load_human_labels
 from lnlsr_lib.noise import corrupt_labels, imbalanced_subset, noisy_labels
 from lnlsr_lib.spec import RunSpec
-from lnlsr_lib.webvision import IMAGENET_MEAN, IMAGENET_STD, WebVisionStream
+from lnlsr_lib.webvision import CLASSES, IMAGENET_MEAN, IMAGENET_STD, WebVisionStream
 
 __all__ = ["Batch", "Pixels", "Resident", "Stream", "given_labels", "open_source", "selection"]
 
@@ -162,7 +162,7 @@ class Stream:
         self.train, self.test = (WebVisionStream(folder, train=train) for train in (True, False))
         self.wrong: float | None = None  # nobody knows
         self.labels = self.train.labels.to(device)
-        self.num_classes, self.mean, self.std = 50, IMAGENET_MEAN, IMAGENET_STD
+        self.num_classes, self.mean, self.std = CLASSES, IMAGENET_MEAN, IMAGENET_STD
         self.workers = min(16, os.cpu_count() or 1)
 
     @property

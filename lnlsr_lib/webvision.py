@@ -14,14 +14,14 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from lnlsr_lib.checks import check_range
-from lnlsr_lib.data import DataError
+from lnlsr_lib.data import SHAPES, DataError
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "WebVisionStream"]
 
 # Per channel, of pixels scaled to [0, 1]. Source: the authors' code, which takes ImageNet's.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CLASSES = SHAPES["webvision"][-1]
 
 Sample = tuple[Tensor | None, int, str]  # image, label, and why there is none
 
@@ -35,7 +35,7 @@ def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[str]]:
 
 
 class WebVisionStream(torch.utils.data.Dataset[Sample]):
-    """The training or the validation images of WebVision's first classes, in batches.
+    """The training or the validation images of WebVision's first 50 classes, in batches.
 
     Training images get a random resized crop, a horizontal flip and colour jitter; validation
     images are resized to 256 at their shorter side and cropped at the centre. Normalisation is left
@@ -45,12 +45,11 @@ class WebVisionStream(torch.utils.data.Dataset[Sample]):
         folder: WebVision's, with ``info/train_filelist_google.txt`` and the training images by the
             paths given there; for validation ``info/val_filelist.txt`` and ``val_images_256``.
         train: the Google training images, with the web's labels; else the validation images.
-        num_classes: K; the first so many classes. Paper: 50.
-        max_bad: how many missing or broken files one pass may skip; by default 1% of the list, or
-            10 if that is more (ours). One image at least must be good.
 
     Attributes:
         names, labels: paths and int64 (N,), in the list's order.
+        max_bad: how many missing or broken files one pass may skip: 1% of the list, or 10 if that
+            is more (ours). One image at least must be good.
         skipped: the files that the latest pass has left out so far, and why.
 
     Raises:
@@ -59,13 +58,9 @@ class WebVisionStream(torch.utils.data.Dataset[Sample]):
     Source: the paper, section 3.3, and the authors' code.
     """
 
-    def __init__(
-        self, folder: Path | str, *, train: bool, num_classes: int = 50, max_bad: int | None = None
-    ) -> None:
+    def __init__(self, folder: Path | str, *, train: bool) -> None:
         from torchvision.transforms import v2
 
-        check_range("num_classes", num_classes, 1)
-        check_range("max_bad", 0 if max_bad is None else max_bad, 0)
         self.train, self.skipped = train, list[str]()
         self.folder = Path(folder) if train else Path(folder) / "val_images_256"
         path = Path(folder) / "info" / f"{'train_filelist_google' if train else 'val_filelist'}.txt"
@@ -81,14 +76,13 @@ class WebVisionStream(torch.utils.data.Dataset[Sample]):
                 name, _, label = line.rstrip().rpartition(" ")
                 if not name or not label.isdecimal() or len(label) > 9:
                     raise DataError(f"{path}, line {number} should be 'image label': {line[:80]!r}")
-                if int(label) < num_classes:
+                if int(label) < CLASSES:
                     self.names.append(name)
                     labels.append(int(label))
         if not labels:
-            raise DataError(f"{path} lists no image with a label below {num_classes}")
+            raise DataError(f"{path} lists no image with a label below {CLASSES}")
         self.labels = torch.tensor(labels)
-        allowed = max(10, len(labels) // 100) if max_bad is None else max_bad
-        self.max_bad = min(allowed, len(labels) - 1)
+        self.max_bad = min(max(10, len(labels) // 100), len(labels) - 1)
         augmentation = [
             v2.RandomResizedCrop(224),
             v2.RandomHorizontalFlip(),
