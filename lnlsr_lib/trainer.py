@@ -12,12 +12,13 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
+from torch.optim import lr_scheduler
 
 from lnlsr_lib.data import Dataset
 from lnlsr_lib.device import device_name, keep_freed_memory, resolve_device, resolve_precision
@@ -26,40 +27,35 @@ from lnlsr_lib.label_issues import margins
 from lnlsr_lib.measure import Tally, accuracy_figures, confusion_matrix
 from lnlsr_lib.models import build_model
 from lnlsr_lib.objective import build_objective
-from lnlsr_lib.spec import RunSpec
+from lnlsr_lib.spec import Finite, NonNegative, RunSpec
 
-__all__ = [
-    "HISTORY",
-    "DivergedError",
-    "RunResult",
-    "StateError",
-    "check_record",
-    "check_state",
-    "train",
-]
+__all__ = ["HISTORY", "DivergedError", "RunResult", "StateError", "train"]
 
-HISTORY = (
-    "learning_rate",
-    "weight",  # lambda; 0 without SR
-    "train_loss",  # mean over the epoch's samples, SR included; both networks' for Co-teaching
-    "test_accuracy",  # percent
-    "lowest_recall",  # percent; of any class of the test set
-    "classes_predicted",  # how many classes any test sample is predicted as
-    "sparse_rate",  # share of test samples with max sigma_0.1 > 0.99
-    "zero_rate",  # share of entries of sigma_0.1 below 1e-6
-    # Shares of the training samples, by their outputs in the epoch's own steps; None where there
-    # are no such samples, or nobody knows which they are:
-    "memorised",  # of the wrongly labelled: predicted as the label given
-    "corrected",  # of the wrongly labelled: predicted as they truly are
-    "fitted",  # of the rightly labelled: predicted as the label given
-    "clipped",  # share of steps whose gradient was clipped
-    "seconds",  # training and test, wall clock
-)
+Percent = Annotated[float, Field(ge=0, le=100)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
-PERCENT = ("test_accuracy", "lowest_recall")
-SHARES = ("sparse_rate", "zero_rate", "memorised", "corrected", "fitted", "clipped")
-UNKNOWABLE = ("memorised", "corrected", "fitted")  # None where there is no such sample
+class History(BaseModel, extra="forbid", strict=True):
+    """What is recorded of every epoch: one list a series, one number an epoch."""
+
+    learning_rate: list[NonNegative]
+    weight: list[NonNegative]  # lambda; 0 without SR
+    train_loss: list[Finite]  # mean over the samples, SR included; both networks' for Co-teaching
+    test_accuracy: list[Percent]
+    lowest_recall: list[Percent]  # of any class of the test set
+    classes_predicted: list[NonNegative]  # how many classes any test sample is predicted as
+    sparse_rate: list[Share]  # of test samples with max sigma_0.1 > 0.99
+    zero_rate: list[Share]  # of entries of sigma_0.1 below 1e-6
+    # Of the training samples, by their outputs in the epoch's own steps; None where there are no
+    # such samples, or nobody knows which they are:
+    memorised: list[Share | None]  # of the wrongly labelled: predicted as the label given
+    corrected: list[Share | None]  # of the wrongly labelled: predicted as they truly are
+    fitted: list[Share | None]  # of the rightly labelled: predicted as the label given
+    clipped: list[Share]  # of steps whose gradient was clipped
+    seconds: list[NonNegative]  # training and test, wall clock
+
+
+HISTORY = tuple(History.model_fields)
 
 
 class DivergedError(FloatingPointError):
@@ -74,24 +70,16 @@ def check_record(history: Any, confusion: Any, epochs: int) -> None:
     """Raise unless this is what a run records in so many epochs, with numbers that can be.
 
     Args:
-        history: to be one list per name in ``HISTORY``, of one finite number per epoch: percent in
-            [0, 100], shares in [0, 1], the others above 0; None where nobody knows.
+        history: to be a :class:`History`, as a dict.
         confusion: to be K rows of K counts.
         epochs: their number, >= 1.
 
     Raises:
         ValueError: it is not.
     """
-    if not isinstance(history, dict) or set(history) != set(HISTORY):
-        raise ValueError(f"a history has the names {', '.join(HISTORY)}")
-    for name, values in history.items():
-        if not isinstance(values, list) or len(values) != epochs:
+    for name, values in History.model_validate(history):
+        if len(values) != epochs:
             raise ValueError(f"{name} is not a list of {epochs} numbers, one an epoch")
-        low = -1e308 if name == "train_loss" else 0.0
-        top = 100.0 if name in PERCENT else 1.0 if name in SHARES else 1e308
-        known = [v for v in values if v is not None or name not in UNKNOWABLE]
-        if not all(type(v) in (int, float) and low <= v <= top for v in known):
-            raise ValueError(f"{name} must be finite numbers in [{low:g}, {top:g}]")
     rows = confusion if isinstance(confusion, list) else []
     square = all(isinstance(row, list) and len(row) == len(rows) for row in rows)
     if len(rows) < 2 or not square or not all(type(n) is int and n >= 0 for r in rows for n in r):
@@ -133,22 +121,12 @@ class RunResult:
         return sum(float(seconds or 0) for seconds in self.history["seconds"])
 
 
-Outputs = Callable[[Any, Iterable[tuple[Tensor, Tensor]]], tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Tensor, Tensor]]  # images and labels
+Outputs = Callable[[Any, Batches], tuple[Tensor, Tensor]]  # of a network, and the labels
 STATE = {
     *("id", "digest", "precision", "made_with", "epoch", "history", "confusion", "margins"),
     *("models", "objective", "optimizer", "scheduler"),
 }
-
-
-@torch.no_grad()
-def _outputs(
-    pixels: Pixels, autocast: torch.autocast, network: Any, batches: Iterable[tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor]:
-    """What ``network`` makes of all batches, float32, and their labels."""
-    with autocast:
-        pairs = [(network(pixels(images)).float(), labels) for images, labels in batches]
-    outputs, labels = zip(*pairs, strict=True)
-    return torch.cat(outputs), torch.cat(labels)
 
 
 def _last_look(
@@ -253,16 +231,14 @@ def train(
         weight_decay=spec.weight_decay,
         fused=target.type in ("cpu", "cuda"),
     )
-    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scheduler: lr_scheduler.LRScheduler
     if spec.decay is None:
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, T_max=spec.epochs, eta_min=spec.final_learning_rate
-        )
+        lowest = spec.final_learning_rate
+        scheduler = lr_scheduler.CosineAnnealingLR(optimizer, spec.epochs, lowest)
     else:
         gamma = spec.decay ** (spec.paper_epochs / spec.epochs)
-        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma)
+        scheduler = lr_scheduler.ExponentialLR(optimizer, gamma)
     autocast = torch.autocast(target.type, torch.bfloat16, enabled=resolved == "bf16")
-    outputs = partial(_outputs, pixels, autocast)
     by_index = details and isinstance(source, Resident)
     tally = Tally(len(source.labels) if by_index else 0, target)
     history: dict[str, list[float | None]] = {name: [] for name in HISTORY}
@@ -308,6 +284,14 @@ def train(
                 clipped.append(norm > spec.clip_norm)
         optimizer.step()
         tally.add(batch, logits, loss, clipped)
+
+    @torch.no_grad()
+    def outputs(network: Any, batches: Batches) -> tuple[Tensor, Tensor]:
+        """What ``network`` makes of all batches, float32, and their labels."""
+        with autocast:
+            pairs = [(network(pixels(images)).float(), labels) for images, labels in batches]
+        logits, labels = zip(*pairs, strict=True)
+        return torch.cat(logits), torch.cat(labels)
 
     for epoch in range(first, spec.epochs):
         start = time.perf_counter()

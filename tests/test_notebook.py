@@ -7,7 +7,7 @@ from lnlsr_lib.experiments import experiment_specs
 from lnlsr_lib.regularization import lp_norm, sparse_rates
 from lnlsr_lib.report import Claim
 from lnlsr_lib.store import Store
-from lnlsr_lib.trainer import HISTORY, SHARES, RunResult
+from lnlsr_lib.trainer import HISTORY, RunResult
 
 PARAMETERS = """\
 profile: str = "auto"  # budget
@@ -18,6 +18,7 @@ rate: float = 0.5  # of noise
 loud: bool = False  # or not
 weights: list[float] = [0.0]  # several
 """
+SHARES = ("sparse_rate", "zero_rate", "memorised", "corrected", "fitted", "clipped")
 KINDS = {"profile": str, "seeds": object, "device": str, "precision": str}
 KINDS |= {"rate": float, "loud": bool, "weights": list[float]}
 VALUES = {"profile": "auto", "seeds": "auto", "device": "cpu", "precision": "auto"}

@@ -31,8 +31,10 @@ from lnlsr_lib.store import (
     results_folder,
     write_atomically,
 )
-from lnlsr_lib.trainer import HISTORY, PERCENT, SHARES, RunResult, train
+from lnlsr_lib.trainer import HISTORY, RunResult, train
 
+PERCENT = ("test_accuracy", "lowest_recall")
+SHARES = ("sparse_rate", "zero_rate", "memorised", "corrected", "fitted", "clipped")
 forks = pytest.mark.skipif(
     "fork" not in multiprocessing.get_all_start_methods(), reason="needs os.fork"
 )
