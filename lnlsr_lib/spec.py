@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from lnlsr_lib.data import HUMAN_LABELS, SHAPES
 from lnlsr_lib.losses import build_loss
@@ -31,11 +31,13 @@ Count = Annotated[int, Field(ge=1, le=10**9, strict=True)]
 Whole = Annotated[int, Field(ge=0, le=10**9, strict=True)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+def checksum(content: Any) -> str:
+    """SHA-256 of anything that JSON can hold, however it is laid out there."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-class SparseSpec(_Frozen):
+class SparseSpec(BaseModel, frozen=True, extra="forbid"):
     """Parameters of SR; see :class:`lnlsr_lib.regularization.SparseRegularization`.
 
     ``every`` (r) counts epochs of the paper's schedule; a run with fewer epochs follows the same
@@ -51,7 +53,7 @@ class SparseSpec(_Frozen):
     warmup: Whole = 0
 
 
-class RunSpec(_Frozen):
+class RunSpec(BaseModel, frozen=True, extra="forbid"):
     """What is to be trained. Same spec, precision, CPU and versions: same bits.
 
     Attributes:
@@ -198,9 +200,8 @@ class RunSpec(_Frozen):
     def digest(self) -> str:
         """SHA-256 over the fields that differ from their defaults, so that a new field with a
         default leaves old ids as they are."""
-        fields = self.model_dump(mode="json", exclude_defaults=True) | {"protocol": self.protocol}
-        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        fields = self.model_dump(mode="json", exclude_defaults=True)
+        return checksum(fields | {"protocol": self.protocol})
 
     @property
     def id(self) -> str:

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SkipValidation, TypeAdapter
 
 from lnlsr_lib.data import named_folder
-from lnlsr_lib.spec import PROTOCOL_VERSION, RunSpec
+from lnlsr_lib.spec import PROTOCOL_VERSION, RunSpec, checksum
 from lnlsr_lib.trainer import RunResult, check_record, check_state
 
 __all__ = ["BusyError", "Store", "StoreError", "StoredRun", "results_folder"]
@@ -160,11 +160,6 @@ def write_atomically(path: Path, content: bytes, scratch: Path | None = None) ->
             temporary.unlink()
 
 
-def _checksum(content: Any) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 class Store:
     """Finished runs and checkpoints under one folder.
 
@@ -235,7 +230,7 @@ class Store:
             },
         }
         try:
-            content["sha256"] = _checksum(content)
+            content["sha256"] = checksum(content)
             text = (json.dumps(content, indent=1) + "\n").encode()
             self._verified(path, text)
         except (ValueError, TypeError) as error:
@@ -249,7 +244,7 @@ class Store:
     def _verified(self, path: Path, text: bytes) -> StoredRun:
         """The run in a result file's content; ValueError or TypeError where it is none."""
         content = json.loads(text)
-        if not isinstance(content, dict) or content.pop("sha256", None) != _checksum(content):
+        if not isinstance(content, dict) or content.pop("sha256", None) != checksum(content):
             raise ValueError("its checksum is wrong: it was cut short or changed by hand")
         named = content.pop("id", None)
         run = STORED.validate_python(content)
