@@ -34,6 +34,7 @@ from lnlsr_lib.feed import given_labels, selection
 from lnlsr_lib.label_issues import find_label_issues, margins
 from lnlsr_lib.models import build_model
 from lnlsr_lib.protocol import make_spec
+from lnlsr_lib.report import follows_protocol
 from lnlsr_lib.spec import PROTOCOL_VERSION, RunSpec
 from lnlsr_lib.store import Store
 from lnlsr_lib.trainer import train
@@ -91,13 +92,15 @@ def quality(name: str, flagged: Tensor, suspicion: Tensor, wrong: Tensor) -> dic
 
 
 def stored() -> list[dict[str, object]]:
-    """The rows of the stored runs on MNIST that kept margins; two of each."""
+    """The rows of the runs on MNIST by the paper's protocol that kept margins; two of each."""
     data, store = load_dataset("mnist"), Store()
     rows: list[dict[str, object]] = []
     for run in store.runs():
         spec = run.spec
         kept = {} if run.details is None else store.details(run)
         if spec.dataset != "mnist" or "train_mean_margin" not in kept or not spec.noise_rate:
+            continue
+        if not follows_protocol(spec):  # sweeps, variants
             continue
         index = selection(spec, data.train_labels)
         wrong = given_labels(spec, data, index) != data.train_labels[index]
@@ -141,7 +144,7 @@ def main() -> None:
                 "wrong": int(wrong.sum()),
                 "epochs": spec.epochs,
                 "seed": spec.seed,
-                "id": spec.id,
+                "run": spec.id,
                 "protocol": PROTOCOL_VERSION,
                 "seconds": round(time.perf_counter() - start, 1),
                 "cleanlab": version("cleanlab"),

@@ -1,6 +1,8 @@
 """Margins and the labels they cast doubt on: against a loop, and on labels spoilt on purpose."""
 
+import csv
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ from torch import nn
 from lnlsr_lib import SparseRegularization
 from lnlsr_lib.label_issues import find_label_issues, margins
 from lnlsr_lib.noise import corrupt_labels, symmetric_transition
+from lnlsr_lib.report import follows_protocol
+from lnlsr_lib.store import Store
 
 
 def by_hand(logits, labels):
@@ -148,3 +152,13 @@ def test_cleanlab_agrees_on_what_contradicts_a_prediction(trained):
     ours = torch.zeros(300, dtype=torch.bool)
     ours[find_label_issues(margins(logits, labels))] = True
     assert ours.tolist() == theirs.tolist()
+
+
+def test_the_stored_table_has_every_run_by_the_protocol_that_kept_its_margins():
+    """`python benchmarks/label_issues.py --stored` after new runs on MNIST."""
+    results = Path(__file__).parent.parent / "results"
+    with (results / "benchmarks" / "label_issues_stored.csv").open() as lines:
+        listed = {row["run"] for row in csv.DictReader(lines)}
+    mine = [run for run in Store(results).runs() if run.details and follows_protocol(run.spec)]
+    wanted = {r.spec.id for r in mine if r.spec.dataset == "mnist" and r.spec.noise_rate}
+    assert listed == wanted
