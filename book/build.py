@@ -32,6 +32,7 @@ from lnlsr_lib import report
 from lnlsr_lib.cost import duration
 from lnlsr_lib.device import device_name
 from lnlsr_lib.protocol import method_name
+from lnlsr_lib.spec import RunSpec
 from lnlsr_lib.store import PRECISIONS, Store, StoredRun, code_version
 
 BOOK = Path(__file__).resolve().parent
@@ -168,6 +169,14 @@ def confusion(run: StoredRun) -> str:
     )
 
 
+def variant(spec: RunSpec) -> str:
+    """In what a run is not the paper's own, such as "weight 30, growth 1"; of digits nothing."""
+    if spec.profile == "smoke":
+        return ""
+    found = report.departures(spec).items()
+    return ", ".join(f"{name.rpartition('.')[2]} {number(value)}" for name, value in found)
+
+
 def card(run: StoredRun, pages: list[str], has_details: bool) -> str:
     """The page of one run."""
     spec = run.spec
@@ -191,6 +200,7 @@ def card(run: StoredRun, pages: list[str], has_details: bool) -> str:
     name = run_name(run)
     arrays = f' · <a href="{name}.npz">arrays (npz)</a>' if has_details else ""
     title = f"{method_name(spec.method)}, {spec.dataset}, {spec.condition}, seed {spec.seed}"
+    title += f", {variant(spec)}" if variant(spec) else ""
     features = f"<h2>Test features</h2>{facts(run.features)}" if run.features else ""
     return f"""<!DOCTYPE html>
 <html lang="en" data-theme="light"><head><meta charset="utf-8">
@@ -288,6 +298,7 @@ def all_runs(runs: list[StoredRun], shown: dict[str, list[str]]) -> str:
                 "data": run.spec.dataset,
                 "noise": run.spec.condition,
                 "method": method_name(run.spec.method),
+                "not the paper's": variant(run.spec),
                 "profile": run.spec.profile,
                 "seed": run.spec.seed,
                 "last (%)": f"{run.final_accuracy:.2f}",

@@ -122,6 +122,8 @@ def draw_beside(axes: Axes, cells: Sequence[Cell]) -> None:
         final = [run.final_accuracy for run in cell.runs]
         inner = colour if cell.spec.profile == "paper" else "none"
         axes.plot(final, [y] * len(final), "o", ms=5, color=colour, markerfacecolor=inner)
+    if not any(cell.runs or cell.paper for cell in cells):
+        axes.text(0.5, 0.5, "not run", ha="center", transform=axes.transAxes)
     axes.set_yticks(range(len(cells)), [method_name(cell.spec.method) for cell in cells])
     axes.set(ylim=(len(cells) - 0.4, -0.6), xlabel="test accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4))

@@ -248,14 +248,29 @@ def grid(cells: Sequence[Cell]) -> Html:
     return table(list(wide.values()), "grid")
 
 
+def departures(spec: RunSpec) -> dict[str, object]:
+    """In what a run differs from the paper's own, such as ``{"sr.weight": 30.0}``.
+
+    That is a swept parameter, or a variant of the code's; of a smoke run its data set, too.
+    """
+    if spec.profile == "smoke":
+        return {"dataset": spec.dataset}
+    given = {"noise", "noise_rate", "imbalance", "imbalance_ratio", "human_labels", "transition"}
+    kept = spec.model_dump(include=given | {"profile", "seed"})
+    mine, protocol = spec.model_dump(), make_spec(spec.dataset, spec.method, **kept).model_dump()
+    found: dict[str, object] = {}
+    for name, value in mine.items():
+        if isinstance(value, dict):
+            theirs = protocol[name] or {}
+            found |= {f"{name}.{k}": v for k, v in value.items() if theirs.get(k) != v}
+        elif value != protocol[name]:
+            found[name] = value
+    return found
+
+
 def follows_protocol(spec: RunSpec) -> bool:
-    """Whether this is a run of the paper's own: no swept parameter, no variant of the code's."""
-    if spec.profile == "smoke":  # has a data set of its own
-        return False
-    fields = {"noise", "noise_rate", "imbalance", "imbalance_ratio", "human_labels", "transition"}
-    given = spec.model_dump(include=fields | {"profile", "seed"})
-    protocol = make_spec(spec.dataset, spec.method, **given)
-    return spec == protocol and not (spec.imbalance and spec.noise != "clean")
+    """Whether this is a run of the paper's own."""
+    return not departures(spec) and not (spec.imbalance and spec.noise != "clean")
 
 
 def paper_condition(spec: RunSpec) -> tuple[str, float]:
@@ -318,6 +333,7 @@ def claims(statements: Sequence[Claim], profile: str) -> Html:
     outcomes |= {True: ("agrees", "holds"), False: ("differs", "does not hold")}
     rows: list[dict[str, object]] = []
     for one in statements:
+        value = nan if profile == "smoke" else one.value
         holds = None if profile == "smoke" else one.holds
         kind, said = outcomes[holds]
         if holds is not None:
@@ -327,7 +343,7 @@ def claims(statements: Sequence[Claim], profile: str) -> Html:
             {
                 "claim": one.claim,
                 "outcome": mark(kind, said),
-                "ours": "-" if isnan(one.value) else f"{one.value:.{one.digits}f}",
+                "ours": "-" if isnan(value) else f"{value:.{one.digits}f}",
                 "holds if": f"{one.sign} {one.threshold:g}",
                 "how it is measured": one.measured,
             }
