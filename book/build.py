@@ -31,7 +31,7 @@ from tqdm import tqdm
 from lnlsr_lib import report
 from lnlsr_lib.cost import duration
 from lnlsr_lib.device import device_name
-from lnlsr_lib.protocol import method_name
+from lnlsr_lib.protocol import PROFILES, method_name
 from lnlsr_lib.spec import RunSpec
 from lnlsr_lib.store import PRECISIONS, Store, StoredRun, code_version
 
@@ -244,6 +244,15 @@ def write_cards(runs: list[StoredRun], shown: dict[str, list[str]]) -> None:
         (target / f"{name}.html").write_text(text)
 
 
+def shown_of(name: str, runs: list[StoredRun]) -> list[StoredRun]:
+    """Those that the figure or the table of an experiment shows: see `notebook.open_page`."""
+    kinds = {p: report.cells_of(name, runs, [p]) for p in PROFILES}
+    count = {p: sum(bool(cell.runs) for cell in kinds[p]) for p in PROFILES[:-1]}
+    figure = max(count, key=lambda p: count[p]) if any(count.values()) else "smoke"
+    cells = [*kinds[figure], *report.cells_of(name, runs, PROFILES[:-1])]
+    return [run for cell in cells for run in cell.runs]
+
+
 def shown_on(runs: list[StoredRun]) -> dict[str, list[str]]:
     """The pages that show each run, by its name."""
     found: dict[str, list[str]] = {}
@@ -254,7 +263,7 @@ def shown_on(runs: list[StoredRun]) -> dict[str, list[str]]:
             if name == "precision":
                 groups = [[r for r in runs if r.provenance["precision"] == p] for p in PRECISIONS]
             for group in groups:
-                for run in (run for cell in report.cells_of(name, group) for run in cell.runs):
+                for run in shown_of(name, group):
                     pages = found.setdefault(run_name(run), [])
                     if path.stem not in pages:
                         pages.append(path.stem)
