@@ -231,7 +231,7 @@ class Page:
     ) -> Html:
         """Draw it, write its files, and return the page: see :func:`lnlsr_lib.plots.panels`.
 
-        ``cells`` are those that it shows, if not :attr:`cells`.
+        ``cells`` are those that it shows; by default all of the page.
         """
         number, _, words = EXPERIMENTS[self.name].title.partition(": ")
         number = words if number == self.name else number
