@@ -166,7 +166,8 @@ class Cell:
     @property
     def name(self) -> str:
         """The paper's data set and condition, such as "MNIST, sym0.8"."""
-        return f"{DATASETS[self.wanted.dataset]}, {self.wanted.condition}"
+        condition = self.wanted.condition.removeprefix("clean-")
+        return f"{DATASETS[self.wanted.dataset]}, {condition}"
 
 
 def cells_of(
