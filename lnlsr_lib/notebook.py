@@ -310,12 +310,13 @@ class Page:
         ``also``: the other experiments whose runs the page shows.
         """
         stem = self.name if self.profile == "paper" else f"{self.name}-{self.profile}"
+        folder = self.store.folder / self.name  # not there where no figure was drawn
         own = report.link(report.ROOT / "notebooks" / f"{self.name}.ipynb", "notebook")
         every = (f"<code>lnlsr run {name} --profile paper</code>" for name in (self.name, *also))
         rows = {
             "its runs, at the paper's budget": "<br>".join(every),
             "how long that takes here": "the same with <code>estimate</code>",
-            "files": f"{report.downloads(self.store.folder / self.name, stem)} · {own}",
+            "files": f"{report.downloads(folder, stem)} · {own}" if folder.exists() else own,
             "the numbers logged": report.link(MEASURES, "what each means"),
         }
         return footer(self.name, rests_on, rows)
