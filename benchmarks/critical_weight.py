@@ -6,14 +6,15 @@ A perceptron of one hidden layer on scikit-learn's digits (K = 10), on 1,200 ima
 on made-up data of 100 classes, points around 100 centres. tau = 0.5, plain logits, lambda constant.
 For each loss, exponent p and optimiser, all noise rates, weights and seeds are trained at once, as
 one batch of networks. The seconds are those of the processor, a run's share of its group.
-Rows are appended to ``results/critical_weight/critical_weight.csv`` as such a group finishes, and
-groups that are there are not made again.
+Rows are appended to ``results/critical_weight/critical_weight.csv.gz`` as such a group finishes,
+and groups that are there are not made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import gzip
 import itertools
 import time
 from typing import Any
@@ -150,16 +151,16 @@ def main() -> None:
     parser.add_argument("--losses", nargs="+", default=list(LOSSES))
     parser.add_argument("--epochs", type=int, default=25)
     args = parser.parse_args()
-    path = results_folder() / "critical_weight" / "critical_weight.csv"
+    path = results_folder() / "critical_weight" / "critical_weight.csv.gz"
     path.parent.mkdir(parents=True, exist_ok=True)
     done = set()
     if path.exists():
-        with path.open() as lines:
+        with gzip.open(path, "rt") as lines:
             done = {
                 (r["data"], r["loss"], float(r["p"]), r["optimizer"]) for r in csv.DictReader(lines)
             }
     else:
-        path.write_text(",".join(FIELDS) + "\n")
+        path.write_bytes(gzip.compress((",".join(FIELDS) + "\n").encode()))
     code = code_version()
     groups = itertools.product(args.data, args.optimizers, args.p, args.losses)
     for name, optimizer, p, loss_name in groups:
@@ -203,7 +204,7 @@ def main() -> None:
                 "commit": code["commit"][:8] + "+" * code["modified"],
             }
             rows.append([row[field] for field in FIELDS])
-        with path.open("a", newline="") as lines:
+        with gzip.open(path, "at", newline="") as lines:
             csv.writer(lines, lineterminator="\n").writerows(rows)
         print(f"{name} {loss_name} p={p} {optimizer}: {seconds * kept.numel():.0f} s", flush=True)
 

@@ -246,10 +246,8 @@ def write_cards(runs: list[StoredRun], shown: dict[str, list[str]]) -> None:
 
 def shown_of(name: str, runs: list[StoredRun]) -> list[StoredRun]:
     """Those that the figure or the table of an experiment shows: see `notebook.open_page`."""
-    kinds = {p: report.cells_of(name, runs, [p]) for p in PROFILES}
-    count = {p: sum(bool(cell.runs) for cell in kinds[p]) for p in PROFILES[:-1]}
-    figure = max(count, key=lambda p: count[p]) if any(count.values()) else "smoke"
-    cells = [*kinds[figure], *report.cells_of(name, runs, PROFILES[:-1])]
+    cells = report.cells_of(name, runs, [report.most_stored(name, runs)])
+    cells += report.cells_of(name, runs, PROFILES[:-1])
     return [run for cell in cells for run in cell.runs]
 
 

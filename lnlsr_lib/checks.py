@@ -210,8 +210,12 @@ def kept_rows(labels: Tensor, ignore_index: int | None) -> Tensor | None:
     """Which labels are not ``ignore_index``, bool; None if all are known to be kept."""
     if ignore_index is None or not isinstance(labels, Tensor) or labels.is_floating_point():
         return None
-    kept = labels != ignore_index
-    return None if look(kept.all()) else kept
+    if labels.numel() and not torch.compiler.is_compiling():  # one pass, where all are kept
+        below = ignore_index < 0
+        nearest = look(labels.min() if below else labels.max())
+        if nearest is not None and (nearest > ignore_index if below else nearest < ignore_index):
+            return None
+    return labels != ignore_index
 
 
 def check_reduction(reduction: Any) -> str:

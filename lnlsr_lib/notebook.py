@@ -236,15 +236,14 @@ class Page:
         number, _, words = EXPERIMENTS[self.name].title.partition(": ")
         number = words if number == self.name else number
         runs = [run for cell in cells or self.cells for run in cell.runs]
-        profile = runs[0].spec.profile if runs else "paper"
-        if profile == "smoke":
+        profiles = {run.spec.profile for run in runs}
+        if profiles == {"smoke"}:
             number += ", rehearsed on scikit-learn's digits (profile smoke)"
             caption = f"What the real one shows: {caption}"
-        elif all(run.spec.profile == "lite" for run in runs) and runs:
-            spec = runs[0].spec
-            size = f"{images_of(spec):,} images, {spec.epochs} epochs"
+        if profiles == {"lite"}:
+            size = f"{images_of(runs[0].spec):,} images, {runs[0].spec.epochs} epochs"
             number += f", reduced (profile lite: {size})"
-        more["heading"] = number * (profile != "paper")
+        more["heading"] = number * (profiles in ({"smoke"}, {"lite"}))
         whole, shown = plots.panels(draw, keys, caption=f"<b>{number}.</b> {caption}", **more)
         plots.save_figure(whole, plots.curves(runs), self.name, self.store.folder, self.profile)
         return Html(self.note() + shown + report.badge(runs))
@@ -368,10 +367,7 @@ def open_page(name: str, namespace: Mapping[str, Any]) -> Page:
         return report.cells_of(name, runs, profiles)
 
     runs = stored()
-    profile: Profile = wanted
-    if wanted == "auto":
-        count = {p: sum(bool(cell.runs) for cell in cells(p)) for p in PROFILES[:-1]}
-        profile = max(count, key=lambda p: count[p]) if any(count.values()) else "smoke"
+    profile: Profile = report.most_stored(name, runs) if wanted == "auto" else wanted
     if profile in ("smoke", wanted):
         details, todo = EXPERIMENTS[name].details, []
         for cell in cells(profile)[: SMOKE_CELLS if profile == "smoke" else None]:

@@ -66,7 +66,10 @@ def sharpen(logits: Tensor, temperature: float, unit_logits: bool = False) -> Te
         TypeError, ValueError: bad logits or temperature.
     """
     temperature = check_parameter("temperature", temperature, 0.0, open_low=True)
-    logits = check_logits(logits)
+    return _sharpen(check_logits(logits), temperature, unit_logits)
+
+
+def _sharpen(logits: Tensor, temperature: float, unit_logits: bool) -> Tensor:
     if unit_logits:
         logits = F.normalize(logits, dim=1, eps=SHORTEST)
     return logits / temperature
@@ -303,7 +306,7 @@ class SparseRegularization(nn.Module):
         if warming is True:
             plain: Tensor = self.loss(logits, labels, *more)
             return plain
-        z = sharpen(logits, self.temperature, self.unit_logits)  # (N, K)
+        z = _sharpen(logits, self.temperature, self.unit_logits)  # (N, K)
         # lp_norm, of what is no larger than 1
         norm = z.softmax(dim=1).clamp_min(CLAMP).pow(self.p).sum(dim=1)  # (N,)
         if self.warmup and isinstance(warming, Tensor):

@@ -196,6 +196,12 @@ def cells_of(
     return cells
 
 
+def most_stored(name: str, runs: Sequence[StoredRun]) -> Profile:
+    """The profile of which most cells have runs, of two the better one; smoke if neither has."""
+    count = {p: sum(bool(c.runs) for c in cells_of(name, runs, [p])) for p in PROFILES[:-1]}
+    return max(count, key=lambda p: count[p]) if any(count.values()) else "smoke"
+
+
 def comparison(cells: Sequence[Cell]) -> Html:
     """One row per condition and method: the paper's accuracy, the verdict, ours, every seed.
 
@@ -334,8 +340,7 @@ def claims(statements: Sequence[Claim], profile: str) -> Html:
     outcomes |= {True: ("agrees", "holds"), False: ("differs", "does not hold")}
     rows: list[dict[str, object]] = []
     for one in statements:
-        value = nan if profile == "smoke" else one.value
-        holds = None if profile == "smoke" else one.holds
+        value, holds = (nan, None) if profile == "smoke" else (one.value, one.holds)
         kind, said = outcomes[holds]
         if holds is not None:
             said += f" so far ({one.of[0]} of {one.of[1]})" * (one.of[0] < one.of[1])
