@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby, product
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -36,6 +36,7 @@ PAIRS = (("ce_sr", "ce"), ("fl_sr", "fl"), ("gce_sr", "gce"))  # with SR, withou
 WITH_SR = [method for method in COMPARED if method.endswith("_sr")]
 WITHOUT = [method for method in COMPARED if method not in (*WITH_SR, "nlnl")]
 WORST = {">": "smallest", "<": "largest"}
+MOST_COLUMNS = 6  # of a grid, for each data set
 FEATURES = {
     "knn_accuracy": "test images whose ten nearest neighbours name their class, in points more",
     "silhouette": "silhouette of the true classes, more",
@@ -96,6 +97,28 @@ def _mean(values: Iterable[float]) -> float:
     return fmean(found) if found else nan
 
 
+def _of_each(
+    claim: str,
+    measured: str,
+    values: Iterable[float],
+    count: int,
+    sign: Literal["<", ">"],
+    threshold: float,
+    paper: Iterable[float] = (),
+) -> Claim:
+    """What is said of each of ``count`` values, held against the one that speaks least for it."""
+    have, worst = list(values), min if sign == ">" else max
+    return Claim(
+        claim,
+        measured + f", {WORST[sign]} of {count}" * (count > 1),
+        worst(have, default=nan),
+        sign,
+        threshold,
+        of=(len(have), count),
+        paper=worst(paper, default=nan),
+    )
+
+
 @dataclass(frozen=True)
 class Page:
     """One figure or table: its cells with what is stored of them, and what is shown around it.
@@ -153,6 +176,7 @@ class Page:
         methods: Methods,
         others: Methods,
         of: Callable[..., float] = max,
+        by: Literal["ours", "published"] = "ours",
         **wanted: Any,
     ) -> list[float]:
         """Final accuracy of a method less that of another, in points, by condition.
@@ -161,15 +185,15 @@ class Page:
             methods: such as "ce_sr"; of several the best.
             others: as well.
             of: which of several methods counts.
-            wanted: see :meth:`select`; conditions where a run is missing are left out.
+            by: our runs or the paper's numbers.
+            wanted: see :meth:`select`; conditions where one is missing are left out.
         """
-        both = [[side] if isinstance(side, str) else side for side in (methods, others)]
+        mine, theirs = ([side] if isinstance(side, str) else side for side in (methods, others))
         found: dict[str, dict[str, float]] = {}
         for cell in self.select(**wanted):
-            if cell.runs:
-                found.setdefault(cell.name, {})[cell.spec.method] = cell.ours
-        whole = (row for row in found.values() if {*both[0], *both[1]} <= set(row))
-        mine, theirs = both
+            if not isnan(value := getattr(cell, by)):
+                found.setdefault(cell.name, {})[cell.spec.method] = value
+        whole = (row for row in found.values() if {*mine, *theirs} <= set(row))
         return [of(row[m] for m in mine) - max(row[other] for other in theirs) for row in whole]
 
     def gain(
@@ -189,20 +213,40 @@ class Page:
             wanted: see :meth:`select`.
         """
         gains = [gain for pair in pairs for gain in self.gains(*pair, **wanted)]
+        theirs = [gain for pair in pairs for gain in self.gains(*pair, by="published", **wanted)]
         count = len(pairs) * len({cell.name for cell in self.select(**wanted)})
         measured = ", ".join(f"{_best_of(one)} less {_best_of(other)}" for one, other in pairs)
-        measured += ", last epoch, in points" + f", {WORST[sign]} of {count}" * (count > 1)
-        worst = (min if sign == ">" else max)(gains, default=nan)
-        return Claim(claim, measured, worst, sign, threshold, of=(len(gains), count))
+        measured += ", last epoch, in points"
+        return _of_each(claim, measured, gains, count, sign, threshold, theirs)
+
+    def each(
+        self,
+        claim: str,
+        measured: str,
+        of: Callable[[list[float]], float],
+        sign: Literal["<", ">"] = ">",
+        threshold: float = 0,
+        **wanted: Any,
+    ) -> Claim:
+        """A claim on a number of every cell's test accuracy by epoch, its mean over the seeds.
+
+        It is held against the cell that speaks least for it. Arguments: see :meth:`gain`.
+        """
+        cells = self.select(**wanted)
+        runs = [[of(run.history["test_accuracy"]) for run in cell.runs] for cell in cells]
+        return _of_each(
+            claim, measured, map(fmean, filter(None, runs)), len(cells), sign, threshold
+        )
 
     def top_three(self, **wanted: Any) -> Claim:
         """The claim that in most noisy conditions the best three methods are those with SR."""
         gains = self.gains(WITH_SR, WITHOUT, of=min, **wanted)
+        theirs = self.gains(WITH_SR, WITHOUT, of=min, by="published", **wanted)
         count = len({cell.name for cell in self.select(**wanted)})
         claim = "The three methods with SR are the best three in most cases"
         measured = f"share of the {count} noisy conditions where they are, last epoch, without NLNL"
-        share = _mean(gain > 0 for gain in gains)
-        return Claim(claim, measured, share, ">", 0.5, of=(len(gains), count))
+        share, paper = (_mean(gain > 0 for gain in some) for some in (gains, theirs))
+        return Claim(claim, measured, share, ">", 0.5, of=(len(gains), count), paper=paper)
 
     def note(self) -> Html:
         """What of the paper's own budget is not run, and what it would cost."""
@@ -283,6 +327,20 @@ class Page:
             statements.append(Claim(f"{name}: further apart with SR", measured, gain, ">", 0, 3))
         return self.claims(*statements)
 
+    def by_epoch(self, caption: str) -> Html:
+        """:meth:`figure` of test accuracy by epoch: a panel a condition, a line a method."""
+
+        def draw(axes: Axes, cells: Sequence[Cell]) -> None:
+            axes.set(ylim=(0, 100), ylabel="test accuracy (%)")
+            lines = {cell.spec.method: cell.series("test_accuracy") for cell in cells}
+            plots.draw_curves(axes, lines)
+
+        def condition(cell: Cell) -> str:
+            return f"{cell.wanted.noise} {cell.wanted.noise_rate or ''}".strip()
+
+        keys = {name: list(cells) for name, cells in groupby(self.cells, condition)}
+        return self.figure(draw, keys, caption=caption, alt="One line a method, by epoch.")
+
     def beside(self, caption: str, columns: int = 3) -> Html:
         """:meth:`figure` of all cells: a panel a condition, ours beside the paper's."""
         keys = {name: list(cells) for name, cells in groupby(self.best, lambda cell: cell.name)}
@@ -292,7 +350,13 @@ class Page:
 
     def grids(self) -> Html:
         """A table for each data set, laid out as in the paper."""
-        parts = groupby(self.best, lambda cell: report.DATASETS[cell.wanted.dataset])
+        wide = len({cell.name for cell in self.best}) > MOST_COLUMNS
+
+        def part(cell: Cell) -> str:
+            kind = ", asymmetric noise" * (wide and cell.wanted.noise == "asymmetric")
+            return report.DATASETS[cell.wanted.dataset] + kind
+
+        parts = groupby(self.best, part)
         return Html("".join(f"<h3>{name}</h3>{report.grid(list(c))}" for name, c in parts))
 
     def comparison(self) -> Html:
@@ -342,8 +406,8 @@ def open_page(name: str, namespace: Mapping[str, Any]) -> Page:
     """Check a notebook's parameters, and find the runs that it shows.
 
     With profile "auto" nothing is trained that takes long: the page shows the profile of which most
-    cells are stored, of two the better one; if there is none, a smoke run of the first cells. A
-    profile that is named is trained where it is missing.
+    cells are stored, of two the better one; if there is none, a smoke run of the first cells, but
+    for a table. A profile that is named is trained where it is missing.
 
     Args:
         name: one of :data:`lnlsr_lib.experiments.EXPERIMENTS`.
@@ -368,7 +432,8 @@ def open_page(name: str, namespace: Mapping[str, Any]) -> Page:
 
     runs = stored()
     profile: Profile = report.most_stored(name, runs) if wanted == "auto" else wanted
-    if profile in ("smoke", wanted):
+    first_look = profile == "smoke" and not name.startswith("table")  # whose cells never are digits
+    if first_look or profile == wanted:
         details, todo = EXPERIMENTS[name].details, []
         for cell in cells(profile)[: SMOKE_CELLS if profile == "smoke" else None]:
             have = {run.spec.seed for run in cell.runs if run.details or not details}

@@ -139,6 +139,11 @@ class Cell:
         return statistics.fmean(run.final_accuracy for run in self.runs) if self.runs else nan
 
     @property
+    def published(self) -> float:
+        """The paper's mean, percent; nan where it has none."""
+        return self.paper.mean if self.paper else nan
+
+    @property
     def verdict(self) -> str:
         """Agrees, near or differs; or reduced budget, fewer epochs, no verdict, not run."""
         if not self.runs:
@@ -309,6 +314,7 @@ class Claim:
         threshold: where the claim stops to hold; ours where the paper gives none.
         digits: behind the point.
         of: in how many conditions it is measured, and how many it is about.
+        paper: what the paper's own numbers give, in all conditions; nan where it has none.
 
     Raises:
         ValueError: another sign.
@@ -321,6 +327,7 @@ class Claim:
     threshold: float
     digits: int = 2
     of: tuple[int, int] = (1, 1)
+    paper: float = nan
 
     @property
     def holds(self) -> bool | None:
@@ -338,22 +345,19 @@ def claims(statements: Sequence[Claim], profile: str) -> Html:
     """
     outcomes: dict[bool | None, tuple[str, str]] = {None: ("not run", "not tested")}
     outcomes |= {True: ("agrees", "holds"), False: ("differs", "does not hold")}
-    rows: list[dict[str, object]] = []
+    published = any(not isnan(one.paper) for one in statements)
+    rows = []
     for one in statements:
         value, holds = (nan, None) if profile == "smoke" else (one.value, one.holds)
         kind, said = outcomes[holds]
         if holds is not None:
             said += f" so far ({one.of[0]} of {one.of[1]})" * (one.of[0] < one.of[1])
             said += f", at {profile} budget" * (profile != "paper")
-        rows.append(
-            {
-                "claim": one.claim,
-                "outcome": mark(kind, said),
-                "ours": "-" if isnan(value) else f"{value:.{one.digits}f}",
-                "holds if": f"{one.sign} {one.threshold:g}",
-                "how it is measured": one.measured,
-            }
-        )
+        numbers = {"ours": value} | ({"by the paper's numbers": one.paper} if published else {})
+        row: dict[str, object] = {"claim": one.claim, "outcome": mark(kind, said)}
+        row |= {k: "-" if isnan(v) else f"{v:.{one.digits}f}" for k, v in numbers.items()}
+        row |= {"holds if": f"{one.sign} {one.threshold:g}", "how it is measured": one.measured}
+        rows.append(row)
     return table(rows, "claims")
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from lnlsr_lib import notebook
 from lnlsr_lib.experiments import experiment_specs
+from lnlsr_lib.paper import published
 from lnlsr_lib.regularization import lp_norm, sparse_rates
 from lnlsr_lib.report import Claim
 from lnlsr_lib.store import Store
@@ -171,6 +172,11 @@ def test_a_named_profile_trains_what_is_missing_and_smoke_no_more_than_a_few_cel
     )
     assert not any(cell.runs for cell in page.best)  # digits never stand beside the paper's
     assert "<b>Figure 8.</b>" in page.beside("Every accuracy of the paper and of ours.")
+    trained.clear()
+    assert notebook.open_page("table3", namespace()).profile == "smoke"
+    assert not trained
+    notebook.open_page("table3", namespace(profile="smoke"))
+    assert len(trained) == notebook.SMOKE_CELLS
 
 
 @pytest.mark.parametrize(
@@ -219,6 +225,45 @@ def test_a_claim_on_gains_says_in_how_many_conditions_it_is_measured(page):
     assert page.gain("SR harms", *pairs, sign="<").value == largest
     assert "holds so far (2 of 10)" in page.claims(claim)
     assert isnan(page.gain("SR helps", pairs[0], noise="symmetric").value)
+
+
+def test_a_claim_on_gains_says_what_the_papers_own_numbers_give(page):
+    claim = page.gain("SR helps", ("ce_sr", "ce"), dataset="mnist")
+    gaps = [
+        published("mnist", "ce_sr", *where).mean - published("mnist", "ce", *where).mean
+        for where in [("clean", 0.0), *(("symmetric", rate) for rate in (0.2, 0.4, 0.6, 0.8))]
+    ]
+    assert claim.paper == min(gaps)
+    assert claim.value == 6  # in the one condition that is run
+    assert f"<td>{min(gaps):.2f}</td>" in page.claims(claim)
+    share = page.top_three(noise="symmetric", dataset="mnist").paper
+    assert share in (0, 0.25, 0.5, 0.75, 1)
+
+
+def test_a_claim_on_each_cell_is_held_against_the_worst(page):
+    claim = page.each("All learn", "last epoch", lambda h: h[-1], threshold=89, dataset="mnist")
+    assert (claim.value, claim.of, claim.holds) == (90.0, (9, 45), True)
+    assert claim.measured == "last epoch, smallest of 45"
+    assert page.each("a", "b", lambda h: h[-1], sign="<", noise="clean").value == 98.0
+    assert isnan(page.each("a", "b", lambda h: h[-1], noise="symmetric").value)
+
+
+def test_a_page_by_epoch_has_a_panel_a_condition(store, idle):
+    put(store, experiment_specs("fig7")[:2])
+    page = notebook.open_page("fig7", namespace())
+    shown = page.by_epoch("Every accuracy by epoch.")
+    assert shown.count("<svg") == 9
+    assert "clean: One line a method, by epoch." in shown
+    assert "asymmetric 0.4: One line" in shown
+
+
+def test_a_wide_grid_is_parted_by_the_kind_of_noise(store, idle):
+    put(store, experiment_specs("fig7")[:1])
+    shown = notebook.open_page("fig7", namespace()).grids()
+    parts = shown.split("<h3>")[1:]
+    assert [part.partition("</h3>")[0] for part in parts] == ["MNIST", "MNIST, asymmetric noise"]
+    assert [part.count('scope="col"') for part in parts] == [6, 5]
+    assert notebook.open_page("table5", namespace()).grids().count("<h3>") == 2
 
 
 def test_whether_those_with_sr_are_the_best_three_asks_for_whole_conditions(page):

@@ -214,6 +214,15 @@ def test_a_claim_holds_does_not_or_cannot_be_said(value, sign, threshold, holds)
     assert ">not tested</span>" in report.claims([claim], "smoke")
 
 
+def test_what_the_papers_numbers_give_has_a_column_where_any_claim_has_it():
+    plain, other = Claim("a", "b", 1.0, ">", 0), Claim("c", "d", 2.0, ">", 0, 1, paper=3.456)
+    assert "by the paper" not in report.claims([plain], "paper")
+    both = report.claims([plain, other], "smoke")  # which tests nothing, but the paper's stay
+    assert "by the paper&#x27;s numbers" in both
+    assert "<td>-</td><td>-</td>" in both
+    assert "<td>-</td><td>3.5</td>" in both
+
+
 def test_a_claim_refuses_another_sign():
     with pytest.raises(ValueError, match=r"should be '<' or '>' .*input_value='=='"):
         Claim("a", "b", 1.0, "==", 1.0)
