@@ -217,6 +217,16 @@ def test_a_notebook_has_its_page_in_the_book(path):
     assert f"file: notebooks/{path.stem}\n" in toc
 
 
+def test_what_a_notebook_imports_is_in_the_api_reference():  # where its footer links to
+    reference = (ROOT / "book" / "api.md").read_text()
+    documented = set(re.findall(r"automodule:: lnlsr_lib\.(\w+)", reference))
+    used = set()
+    for path in NOTEBOOKS:
+        used |= set(re.findall(r"from lnlsr_lib\.(\w+) import", path.read_text()))
+    assert "notebook" in used
+    assert used <= documented
+
+
 def committed() -> Store:
     return Store(ROOT / "results")
 
