@@ -36,7 +36,7 @@ PAIRS = (("ce_sr", "ce"), ("fl_sr", "fl"), ("gce_sr", "gce"))  # with SR, withou
 WITH_SR = [method for method in COMPARED if method.endswith("_sr")]
 WITHOUT = [method for method in COMPARED if method not in (*WITH_SR, "nlnl")]
 WORST = {">": "smallest", "<": "largest"}
-MOST_COLUMNS = 6  # of a grid, for each data set
+MOST_COLUMNS = 6  # of a grid
 FEATURES = {
     "knn_accuracy": "test images whose ten nearest neighbours name their class, in points more",
     "silhouette": "silhouette of the true classes, more",
@@ -350,7 +350,7 @@ class Page:
 
     def grids(self) -> Html:
         """A table for each data set, laid out as in the paper."""
-        wide = len({cell.name for cell in self.best}) > MOST_COLUMNS
+        wide = len({cell.wanted.condition for cell in self.best}) > MOST_COLUMNS
 
         def part(cell: Cell) -> str:
             kind = ", asymmetric noise" * (wide and cell.wanted.noise == "asymmetric")

@@ -98,6 +98,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, int, str, str]]) -> None
     at = np.minimum(pushed_up, high - steps[::-1])
     for y, (value, epoch, name, colour) in zip(at, ends, strict=True):
         arrow = {"arrowstyle": "-", "lw": 0.5, "color": colour, "shrinkA": 1, "shrinkB": 1}
+        arrow["relpos"] = (0, 0.5)  # from the middle of the name's left edge
         look: dict[str, Any] = {"va": "center", "color": colour, "fontsize": "small"}
         look |= {"xytext": (1.06, y), "textcoords": ("axes fraction", "data")}
         look |= {"fontweight": "bold", "annotation_clip": False, "arrowprops": arrow}

@@ -263,7 +263,8 @@ def test_a_wide_grid_is_parted_by_the_kind_of_noise(store, idle):
     parts = shown.split("<h3>")[1:]
     assert [part.partition("</h3>")[0] for part in parts] == ["MNIST", "MNIST, asymmetric noise"]
     assert [part.count('scope="col"') for part in parts] == [6, 5]
-    assert notebook.open_page("table5", namespace()).grids().count("<h3>") == 2
+    for name in ("table4", "table5"):
+        assert notebook.open_page(name, namespace()).grids().count("<h3>") == 2
 
 
 def test_whether_those_with_sr_are_the_best_three_asks_for_whole_conditions(page):
