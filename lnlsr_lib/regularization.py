@@ -312,7 +312,7 @@ class SparseRegularization(nn.Module):
         if self.warmup and isinstance(warming, Tensor):
             z = torch.where(warming, logits, z)
             norm = torch.where(warming, 0.0, norm)
-        wrapped = self.loss
+        wrapped: Any = self._modules["loss"]  # faster so
         loss: Tensor = wrapped(z, labels, *more)
         # a loss that does not say is taken as it comes
         reduction = getattr(wrapped, "reduction", "none" if loss.ndim else "mean")
@@ -327,9 +327,9 @@ class SparseRegularization(nn.Module):
                 warn_of_softmax(logits)
             if not counts[0] & (counts[0] - 1):  # the first batch, the 2nd, the 4th, 8th, ...
                 self._watch(z.detach(), labels, more, loss.detach())
-        if isinstance(weight, Tensor):
-            weight = weight.to(norm.dtype)  # a float, too, is rounded to the tensor it multiplies
-        return loss + weight * norm
+        if isinstance(weight, Tensor):  # a float, too, is rounded to the tensor it multiplies
+            return loss + weight.to(norm.dtype) * norm
+        return torch.add(loss, norm, alpha=weight)  # faster than a product and a sum
 
     def _watch(self, z: Tensor, labels: Tensor, more: tuple[Tensor, ...], loss: Tensor) -> None:
         """Say once what cannot work."""
