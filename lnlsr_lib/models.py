@@ -68,7 +68,19 @@ def norm_pool(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     return F.max_pool2d(norm(x), 2)
 
 
-class CNN4(nn.Module):
+class _CNN(nn.Module):
+    """What the two share: ``features`` (N, D) of images, and a last linear layer ``fc2``."""
+
+    features: Callable[[Tensor], Tensor]
+    fc2: nn.Linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, (N, K)."""
+        logits: Tensor = self.fc2(self.features(x))
+        return logits
+
+
+class CNN4(_CNN):
     """The 4-layer CNN of MNIST, 422,090 parameters at K = 10.
 
     Two blocks of 3x3 convolution, BatchNorm, ReLU and 2x2 max-pool (1 -> 32 -> 64 channels), then
@@ -102,13 +114,8 @@ class CNN4(nn.Module):
         x = F.relu(norm_pool(self.conv2(x), self.bn2))  # (N, 64, 7, 7)
         return F.relu(self.bn3(self.fc1(flatten(x))))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits, (N, K)."""
-        logits: Tensor = self.fc2(self.features(x))
-        return logits
 
-
-class CNN8(nn.Module):
+class CNN8(_CNN):
     """The 8-layer CNN of CIFAR-10, 1,639,794 parameters at K = 10.
 
     Three times two blocks of 3x3 convolution, BatchNorm and ReLU, and a 2x2 max-pool (3 -> 64 ->
@@ -140,11 +147,6 @@ class CNN8(nn.Module):
             x = conv(x)
             x = F.relu(norm_pool(x, norm) if i % 2 else norm(x))
         return F.relu(self.bn(self.fc1(flatten(x))))  # from (N, 196, 4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits, (N, K)."""
-        logits: Tensor = self.fc2(self.features(x))
-        return logits
 
 
 def _resnet(block: str, layers: list[int], num_classes: int) -> Any:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby, product
 from math import isnan, nan
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 from matplotlib.axes import Axes
 from pydantic import ConfigDict, create_model
@@ -21,7 +21,7 @@ from lnlsr_lib.cost import duration, estimate, images_of
 from lnlsr_lib.data import DataError, load_dataset
 from lnlsr_lib.experiments import COMPARED, EXPERIMENTS, experiment_specs, read_seeds
 from lnlsr_lib.protocol import PROFILES, Profile, method_name
-from lnlsr_lib.report import Cell, Claim, Html
+from lnlsr_lib.report import Cell, Claim, Html, Sign
 from lnlsr_lib.spec import RunSpec
 from lnlsr_lib.store import PRECISIONS, Store, StoredRun
 from lnlsr_lib.sweep import run_all
@@ -36,6 +36,7 @@ PAIRS = (("ce_sr", "ce"), ("fl_sr", "fl"), ("gce_sr", "gce"))  # with SR, withou
 WITH_SR = [method for method in COMPARED if method.endswith("_sr")]
 WITHOUT = [method for method in COMPARED if method not in (*WITH_SR, "nlnl")]
 WORST = {">": "smallest", "<": "largest"}
+SIDES = ("ours", "published")  # of a cell
 MOST_COLUMNS = 6  # of a grid
 FEATURES = {
     "knn_accuracy": "test images whose ten nearest neighbours name their class, in points more",
@@ -97,26 +98,12 @@ def _mean(values: Iterable[float]) -> float:
     return fmean(found) if found else nan
 
 
-def _of_each(
-    claim: str,
-    measured: str,
-    values: Iterable[float],
-    count: int,
-    sign: Literal["<", ">"],
-    threshold: float,
-    paper: Iterable[float] = (),
-) -> Claim:
-    """What is said of each of ``count`` values, held against the one that speaks least for it."""
-    have, worst = list(values), min if sign == ">" else max
-    return Claim(
-        claim,
-        measured + f", {WORST[sign]} of {count}" * (count > 1),
-        worst(have, default=nan),
-        sign,
-        threshold,
-        of=(len(have), count),
-        paper=worst(paper, default=nan),
-    )
+def _of_each(claim: Claim, values: Sequence[float], of: int, paper: Sequence[float] = ()) -> Claim:
+    """The claim on each of ``of`` values, held against the one that speaks least for it."""
+    worst = min if claim.sign == ">" else max
+    numbers: Any = {"value": worst(values, default=nan), "paper": worst(paper, default=nan)}
+    measured = claim.measured + f", {WORST[claim.sign]} of {of}" * (of > 1)
+    return replace(claim, **numbers, measured=measured, of=(len(values), of))
 
 
 @dataclass(frozen=True)
@@ -176,7 +163,7 @@ class Page:
         methods: Methods,
         others: Methods,
         of: Callable[..., float] = max,
-        by: Literal["ours", "published"] = "ours",
+        by: str = "ours",
         **wanted: Any,
     ) -> list[float]:
         """Final accuracy of a method less that of another, in points, by condition.
@@ -185,7 +172,7 @@ class Page:
             methods: such as "ce_sr"; of several the best.
             others: as well.
             of: which of several methods counts.
-            by: our runs or the paper's numbers.
+            by: "ours", of our runs, or "published", the paper's numbers.
             wanted: see :meth:`select`; conditions where one is missing are left out.
         """
         mine, theirs = ([side] if isinstance(side, str) else side for side in (methods, others))
@@ -200,7 +187,7 @@ class Page:
         self,
         claim: str,
         *pairs: tuple[Methods, Methods],
-        sign: Literal["<", ">"] = ">",
+        sign: Sign = ">",
         threshold: float = 0,
         **wanted: Any,
     ) -> Claim:
@@ -212,19 +199,20 @@ class Page:
             sign, threshold: see :class:`lnlsr_lib.report.Claim`.
             wanted: see :meth:`select`.
         """
-        gains = [gain for pair in pairs for gain in self.gains(*pair, **wanted)]
-        theirs = [gain for pair in pairs for gain in self.gains(*pair, by="published", **wanted)]
+        gains, theirs = (
+            [gain for pair in pairs for gain in self.gains(*pair, by=by, **wanted)] for by in SIDES
+        )
         count = len(pairs) * len({cell.name for cell in self.select(**wanted)})
         measured = ", ".join(f"{_best_of(one)} less {_best_of(other)}" for one, other in pairs)
-        measured += ", last epoch, in points"
-        return _of_each(claim, measured, gains, count, sign, threshold, theirs)
+        claimed = Claim(claim, f"{measured}, last epoch, in points", nan, sign, threshold)
+        return _of_each(claimed, gains, count, theirs)
 
     def each(
         self,
         claim: str,
         measured: str,
         of: Callable[[list[float]], float],
-        sign: Literal["<", ">"] = ">",
+        sign: Sign = ">",
         threshold: float = 0,
         **wanted: Any,
     ) -> Claim:
@@ -234,19 +222,17 @@ class Page:
         """
         cells = self.select(**wanted)
         runs = [[of(run.history["test_accuracy"]) for run in cell.runs] for cell in cells]
-        return _of_each(
-            claim, measured, map(fmean, filter(None, runs)), len(cells), sign, threshold
-        )
+        means = [fmean(values) for values in runs if values]
+        return _of_each(Claim(claim, measured, nan, sign, threshold), means, len(cells))
 
     def top_three(self, **wanted: Any) -> Claim:
         """The claim that in most noisy conditions the best three methods are those with SR."""
-        gains = self.gains(WITH_SR, WITHOUT, of=min, **wanted)
-        theirs = self.gains(WITH_SR, WITHOUT, of=min, by="published", **wanted)
+        both = [self.gains(WITH_SR, WITHOUT, of=min, by=by, **wanted) for by in SIDES]
         count = len({cell.name for cell in self.select(**wanted)})
         claim = "The three methods with SR are the best three in most cases"
         measured = f"share of the {count} noisy conditions where they are, last epoch, without NLNL"
-        share, paper = (_mean(gain > 0 for gain in some) for some in (gains, theirs))
-        return Claim(claim, measured, share, ">", 0.5, of=(len(gains), count), paper=paper)
+        share, paper = (_mean(gain > 0 for gain in gains) for gains in both)
+        return Claim(claim, measured, share, ">", 0.5, of=(len(both[0]), count), paper=paper)
 
     def note(self) -> Html:
         """What of the paper's own budget is not run, and what it would cost."""

@@ -365,8 +365,6 @@ class SparseRegularization(nn.Module):
             warnings.warn(f"{message}: outputs are likely to fall to few classes", stacklevel=6)
 
     def extra_repr(self) -> str:
-        return (
-            f"temperature={self.temperature}, p={self.p}, weight={self.initial_weight}, "
-            f"growth={self.growth}, every={self.every}, unit_logits={self.unit_logits}, "
-            f"warmup={self.warmup}"
-        )
+        names = ("temperature", "p", "growth", "every", "unit_logits", "warmup")
+        others = ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        return f"weight={self.initial_weight}, {others}"

@@ -28,6 +28,7 @@ ENDINGS = ("png", "svg", "pdf", "csv")  # of a figure's files for download
 AGREES_STDS = 2.0
 AGREES_POINTS = 0.5
 NEAR_POINTS = 3.0
+Sign = Literal["<", ">"]
 TITLES = ("MNIST", "CIFAR-10", "CIFAR-100", "WebVision")
 DATASETS = {title.lower().replace("-", ""): title for title in TITLES}
 # What is said in the place of a verdict.
@@ -323,7 +324,7 @@ class Claim:
     claim: str
     measured: str
     value: float
-    sign: Literal["<", ">"]
+    sign: Sign
     threshold: float
     digits: int = 2
     of: tuple[int, int] = (1, 1)
