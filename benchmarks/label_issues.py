@@ -1,4 +1,4 @@
-"""How well wrong labels are found on MNIST: CE and CE+SR, our margins beside cleanlab.
+"""How well wrong labels are found: on MNIST with CE and CE+SR, our margins beside cleanlab.
 
     python benchmarks/label_issues.py [--noise symmetric asymmetric] [--rate 0.4]
     python benchmarks/label_issues.py --stored
@@ -10,14 +10,15 @@ what was trained. Writes ``results/benchmarks/label_issues.csv`` and, for the fi
 ranking, ``label_issues_curves.csv``.
 
 With ``--stored`` nothing is trained: the margins of every training image are those that the stored
-runs kept. Probabilities they did not keep, so cleanlab has no part in it. Writes
-``results/benchmarks/label_issues_stored.csv``.
+runs kept, on MNIST and CIFAR-10N. Probabilities they did not keep, so cleanlab has no part in it.
+Writes ``results/benchmarks/label_issues_stored.csv``.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -92,22 +93,24 @@ def quality(name: str, flagged: Tensor, suspicion: Tensor, wrong: Tensor) -> dic
 
 
 def stored() -> list[dict[str, object]]:
-    """The rows of the runs on MNIST by the paper's protocol that kept margins; two of each."""
-    data, store = load_dataset("mnist"), Store()
+    """The rows of the runs by the paper's protocol that kept margins; two of each."""
+    load, store = cache(load_dataset), Store()
     rows: list[dict[str, object]] = []
     for run in store.runs():
         spec = run.spec
         kept = {} if run.details is None else store.details(run)
-        if spec.dataset != "mnist" or "train_mean_margin" not in kept or not spec.noise_rate:
+        if "train_mean_margin" not in kept or spec.noise == "clean" or spec.profile == "smoke":
             continue
         if not follows_protocol(spec):  # sweeps, variants
             continue
+        data = load(spec.dataset)
         index = selection(spec, data.train_labels)
         wrong = given_labels(spec, data, index) != data.train_labels[index]
         about = {
-            "noise": spec.noise, "rate": spec.noise_rate, "method": spec.method,
-            "profile": spec.profile, "images": len(index), "wrong": int(wrong.sum()),
-            "epochs": spec.epochs, "seed": spec.seed, "run": spec.id,
+            "dataset": spec.dataset, "noise": spec.noise, "rate": spec.noise_rate,
+            "method": spec.method, "profile": spec.profile,
+            "images": len(index), "wrong": int(wrong.sum()), "epochs": spec.epochs,
+            "seed": spec.seed, "run": spec.id,
             "precision_of_run": run.provenance["precision"], "protocol": PROTOCOL_VERSION,
         }  # fmt: skip
         for name, key in (("margin", "train_margin"), ("mean margin", "train_mean_margin")):
