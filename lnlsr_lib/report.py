@@ -324,7 +324,7 @@ class Claim:
     claim: str
     measured: str
     value: float
-    sign: Sign
+    sign: Literal["<", ">"]
     threshold: float
     digits: int = 2
     of: tuple[int, int] = (1, 1)
