@@ -5,7 +5,8 @@
 MNIST, symmetric 0.8: the first epochs of the runs at the paper's budget (their learning rate and
 their lambda), one row for each seed and variant. A class is lost if its recall on the test set is
 below 5%. Rows are appended to ``results/lost_classes/lost_classes.csv`` as they finish, and those
-that are there are not made again, so that several processes may share the work.
+that are there are not made again, so that several processes may share the work. Rows of an earlier
+protocol have other ids, and do not count.
 """
 
 from __future__ import annotations
@@ -98,8 +99,7 @@ def main() -> None:
             lock = filelock.FileLock(path.with_name(f".{spec.id}.lock"))
             with filelock.FileLock(path.with_name(".csv.lock")):
                 done = path.exists() and any(
-                    (row["seed"], row["variant"]) == (str(seed), variant)
-                    for row in csv.DictReader(path.open())
+                    row["run"] == spec.id for row in csv.DictReader(path.open())
                 )
             try:
                 lock.acquire(timeout=0)
