@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lnlsr",
         description="Learning with noisy labels via sparse regularisation: train, store, look up.",
-        epilog="First look: 'lnlsr run fig3 --profile smoke' (seconds), then 'lnlsr status'.",
+        epilog="First look: 'lnlsr run fig3 --profile smoke' (a minute), then 'lnlsr status'.",
     )
     parser.add_argument("--version", action="version", version=version("lnlsr"))
     parser.add_argument("--results", help="results folder (default: $LNLSR_RESULTS, else results/)")
@@ -53,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     add = shared.add_argument
     add("experiment", **name)
-    budgets = "paper = its own budget; lite = fewer images and epochs; smoke = digits, in seconds"
+    budgets = (
+        "paper = its own budget; lite = fewer images and epochs; smoke = digits, a minute at most"
+    )
     add("--profile", choices=PROFILES, help=budgets)
     add("--seeds", **seeds | {"help": seeds["help"].format(1)})
     add("--only", nargs="+", metavar="ID", help="these runs, of any profile and seed, alone")

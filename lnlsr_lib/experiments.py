@@ -121,7 +121,7 @@ RUNS: dict[str, tuple[Run, ...]] = {
     "warmup: CE+SR without and with an epoch of warm-up, MNIST, symmetric 0.8": _grid(
         MNIST, ["ce_sr"], _varied(0.8, "sr", {}, {"warmup": 1})
     ),
-    "nlnl: At the budget behind the paper's number, MNIST, symmetric 0.6": _grid(
+    "nlnl: At APL's budget of 720 epochs, MNIST, symmetric 0.6": _grid(
         MNIST, ["nlnl"], _varied(0.6, "budget", "nlnl")
     ),
     "focal: FL and FL+SR, factor in the gradient or not, MNIST, symmetric 0.8": _grid(

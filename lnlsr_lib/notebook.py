@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ast
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby, product
 from math import isnan, nan
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from pydantic import ConfigDict, create_model
@@ -36,7 +36,6 @@ PAIRS = (("ce_sr", "ce"), ("fl_sr", "fl"), ("gce_sr", "gce"))  # with SR, withou
 WITH_SR = [method for method in COMPARED if method.endswith("_sr")]
 WITHOUT = [method for method in COMPARED if method not in (*WITH_SR, "nlnl")]
 WORST = {">": "smallest", "<": "largest"}
-SIDES = ("ours", "published")  # of a cell
 MOST_COLUMNS = 6  # of a grid
 FEATURES = {
     "knn_accuracy": "test images whose ten nearest neighbours name their class, in points more",
@@ -98,12 +97,41 @@ def _mean(values: Iterable[float]) -> float:
     return fmean(found) if found else nan
 
 
-def _of_each(claim: Claim, values: Sequence[float], of: int, paper: Sequence[float] = ()) -> Claim:
-    """The claim on each of ``of`` values, held against the one that speaks least for it."""
-    worst = min if claim.sign == ">" else max
-    numbers: Any = {"value": worst(values, default=nan), "paper": worst(paper, default=nan)}
-    measured = claim.measured + f", {WORST[claim.sign]} of {of}" * (of > 1)
-    return replace(claim, **numbers, measured=measured, of=(len(values), of))
+class Gain(NamedTuple):
+    """A number of our runs and the paper's, nan where there is none, and the budget of ours."""
+
+    ours: float
+    paper: float
+    budget: str
+
+
+def _held(
+    claim: Claim, values: Sequence[Gain], of: Callable[[list[float]], float] | None = None
+) -> Claim:
+    """``claim`` with its numbers: ``of`` all values, or the one that speaks least for it."""
+    have = [value for value in values if not isnan(value.ours)]
+    groups = [v.ours for v in have], [v.paper for v in have], [v.paper for v in values]
+    known = ([number for number in some if not isnan(number)] for some in groups)
+    worst: Any = of or (min if claim.sign == ">" else max)
+    value, same, whole = (worst(some) if some else nan for some in known)
+    measured = claim.measured
+    measured += f", {WORST[claim.sign]} of {len(values)}" * (of is None and len(values) > 1)
+    said: Any = {
+        "measured": measured,
+        "budget": " and ".join(dict.fromkeys(v.budget for v in have)),
+    }
+    numbers: Any = {"value": value, "paper": (same, whole), "of": (len(have), len(values))}
+    return replace(claim, **said, **numbers)
+
+
+def _those(cells: Iterable[Cell], wanted: Mapping[str, Any]) -> Iterator[Cell]:
+    """See :meth:`Page.select`."""
+
+    def fits(spec: RunSpec, name: str, value: Any) -> bool:
+        has = getattr(spec if hasattr(spec, name) else spec.sr, name)
+        return bool(has in value if isinstance(value, list | tuple) else has == value)
+
+    return (c for c in cells if all(fits(c.wanted, *item) for item in wanted.items()))
 
 
 @dataclass(frozen=True)
@@ -114,7 +142,7 @@ class Page:
         name: of the experiment.
         profile: that of the figure: of which most is stored.
         cells: at that profile.
-        best: the same cells, each at its best profile; smoke is none.
+        budgets: the same cells at the paper's budget, and at lite; smoke is none.
         missing: the paper's runs that are not stored, for one seed.
         store: where the runs lie.
     """
@@ -122,7 +150,7 @@ class Page:
     name: str
     profile: Profile
     cells: tuple[Cell, ...]
-    best: tuple[Cell, ...]
+    budgets: tuple[tuple[Cell, ...], ...]
     missing: tuple[RunSpec, ...]
     store: Store
 
@@ -131,17 +159,19 @@ class Page:
         """All that are stored of ``cells``."""
         return [run for cell in self.cells for run in cell.runs]
 
+    @property
+    def best(self) -> list[Cell]:
+        """The cells, each at its best budget; one without runs is of the paper's."""
+        both = zip(*self.budgets, strict=True)
+        return [next((cell for cell in same if cell.runs), same[0]) for same in both]
+
     def select(self, **wanted: Any) -> list[Cell]:
         """The cells whose spec, or its SR, has these values; a list stands for any of its values.
 
         The data set is asked for as in the paper, in a smoke run too.
         """
 
-        def fits(spec: RunSpec, name: str, value: Any) -> bool:
-            has = getattr(spec if hasattr(spec, name) else spec.sr, name)
-            return bool(has in value if isinstance(value, list | tuple) else has == value)
-
-        return [c for c in self.cells if all(fits(c.wanted, *item) for item in wanted.items())]
+        return list(_those(self.cells, wanted))
 
     def mean(
         self,
@@ -159,29 +189,34 @@ class Page:
         return _mean(of(run.history[series]) for run in self.select(**wanted)[0].runs)
 
     def gains(
-        self,
-        methods: Methods,
-        others: Methods,
-        of: Callable[..., float] = max,
-        by: str = "ours",
-        **wanted: Any,
-    ) -> list[float]:
+        self, methods: Methods, others: Methods, of: Callable[..., float] = max, **wanted: Any
+    ) -> dict[str, Gain]:
         """Final accuracy of a method less that of another, in points, by condition.
+
+        Ours is of the best budget at which all of them are stored; smoke is none.
 
         Args:
             methods: such as "ce_sr"; of several the best.
             others: as well.
             of: which of several methods counts.
-            by: "ours", of our runs, or "published", the paper's numbers.
-            wanted: see :meth:`select`; conditions where one is missing are left out.
+            wanted: see :meth:`select`.
         """
         mine, theirs = ([side] if isinstance(side, str) else side for side in (methods, others))
-        found: dict[str, dict[str, float]] = {}
-        for cell in self.select(**wanted):
-            if not isnan(value := getattr(cell, by)):
-                found.setdefault(cell.name, {})[cell.spec.method] = value
-        whole = (row for row in found.values() if {*mine, *theirs} <= set(row))
-        return [of(row[m] for m in mine) - max(row[other] for other in theirs) for row in whole]
+        found: dict[str, Gain] = {}
+
+        def less(row: Mapping[str, Cell], by: str) -> float:
+            values = {method: getattr(row[method], by) for method in (*mine, *theirs)}
+            whole = not any(map(isnan, values.values()))
+            gain = of(values[one] for one in mine) - max(values[one] for one in theirs)
+            return gain if whole else nan
+
+        for cells in self.budgets:
+            for name, same in groupby(_those(cells, wanted), lambda cell: cell.name):
+                row = {cell.spec.method: cell for cell in same}
+                if name not in found or isnan(found[name].ours):
+                    one = less(row, "ours"), less(row, "published"), cells[0].spec.profile
+                    found[name] = Gain(*one)
+        return found
 
     def gain(
         self,
@@ -199,13 +234,10 @@ class Page:
             sign, threshold: see :class:`lnlsr_lib.report.Claim`.
             wanted: see :meth:`select`.
         """
-        gains, theirs = (
-            [gain for pair in pairs for gain in self.gains(*pair, by=by, **wanted)] for by in SIDES
-        )
-        count = len(pairs) * len({cell.name for cell in self.select(**wanted)})
+        gains = [gain for pair in pairs for gain in self.gains(*pair, **wanted).values()]
         measured = ", ".join(f"{_best_of(one)} less {_best_of(other)}" for one, other in pairs)
-        claimed = Claim(claim, f"{measured}, last epoch, in points", nan, sign, threshold)
-        return _of_each(claimed, gains, count, theirs)
+        measured += ", last epoch, in points"
+        return _held(Claim(claim, measured, nan, sign, threshold), gains)
 
     def each(
         self,
@@ -220,19 +252,19 @@ class Page:
 
         It is held against the cell that speaks least for it. Arguments: see :meth:`gain`.
         """
-        cells = self.select(**wanted)
-        runs = [[of(run.history["test_accuracy"]) for run in cell.runs] for cell in cells]
-        means = [fmean(values) for values in runs if values]
-        return _of_each(Claim(claim, measured, nan, sign, threshold), means, len(cells))
+        values = []
+        for cell in _those(self.best, wanted):
+            number = _mean(of(run.history["test_accuracy"]) for run in cell.runs)
+            values.append(Gain(number, nan, cell.spec.profile))
+        return _held(Claim(claim, measured, nan, sign, threshold), values)
 
     def top_three(self, **wanted: Any) -> Claim:
         """The claim that in most noisy conditions the best three methods are those with SR."""
-        both = [self.gains(WITH_SR, WITHOUT, of=min, by=by, **wanted) for by in SIDES]
-        count = len({cell.name for cell in self.select(**wanted)})
+        gains = list(self.gains(WITH_SR, WITHOUT, min, **wanted).values())
         claim = "The three methods with SR are the best three in most cases"
-        measured = f"share of the {count} noisy conditions where they are, last epoch, without NLNL"
-        share, paper = (_mean(gain > 0 for gain in gains) for gains in both)
-        return Claim(claim, measured, share, ">", 0.5, of=(len(both[0]), count), paper=paper)
+        measured = f"share of the {len(gains)} noisy conditions where they are, last epoch, "
+        held = Claim(claim, f"{measured}without NLNL", nan, ">", 0.5)
+        return _held(held, gains, lambda some: fmean(gain > 0 for gain in some))
 
     def note(self) -> Html:
         """What of the paper's own budget is not run, and what it would cost."""
@@ -240,7 +272,8 @@ class Page:
             return Html("")
         count, whole = len(self.missing), len(self.cells)
         what = "The real thing has not been run" if count == whole else "Not all of it has been run"
-        others = " <code>-p profile paper</code> draws the others."
+        others = " Tables have those that are stored; <code>-p profile paper</code> trains what is "
+        others += "missing, and draws all."
         others *= count < whole and self.profile != "paper"
         gpu = duration(sum(cost.total for cost in estimate(self.missing, tflops=A100)))
         return Html(
@@ -434,9 +467,10 @@ def open_page(name: str, namespace: Mapping[str, Any]) -> Page:
         lacks = [spec.id for spec in experiment_specs(name, profile, seeds) if spec not in shown]
         print(f"Not stored, and not shown: {', '.join(lacks) or 'none'}")
     mine = cells(profile)
-    best = cells("paper", "lite")  # what stands beside the paper's numbers is never of digits
+    # what stands beside the paper's numbers is never of digits
+    budgets = tuple(cells("paper")), tuple(cells("lite"))
     print(
         f"{name}: profile {profile}, {sum(bool(cell.runs) for cell in mine)} of {len(mine)} cells "
         f"are stored; at the paper's budget {len(missing)} are missing"
     )
-    return Page(name, profile, tuple(mine), tuple(best), tuple(missing), store)
+    return Page(name, profile, tuple(mine), budgets, tuple(missing), store)

@@ -114,8 +114,8 @@ def make_spec(
         imbalance, imbalance_ratio: "long-tailed" or "step", and the share that the rarest keeps.
         sr: parameters of SR that differ from the protocol's, for sweeps.
         loss_params: parameters of the loss that differ from the protocol's.
-        budget: "paper", or "nlnl" for the epochs and rates behind the paper's numbers of NLNL, 8 to
-            14 times those of the other methods.
+        budget: "paper", or "nlnl" for the epochs and rates of APL's runs of NLNL, from which
+            13 of the paper's 27 cells come: 8 to 14 times the epochs of the other methods.
         profile: "paper" (all data, the paper's epochs), "lite" (fewer images and epochs) or
             "smoke" (scikit-learn's digits and CNN-4 in every data set's place, 3 epochs).
         seed: of everything random, >= 0.

@@ -29,6 +29,11 @@ AGREES_STDS = 2.0
 AGREES_POINTS = 0.5
 NEAR_POINTS = 3.0
 Sign = Literal["<", ">"]
+PUBLISHED = (
+    "<p class='badge-line'>The paper's: the same number from its tables, in the conditions that "
+    "ours is from; in brackets, in all that the sentence is about. Where that does not reach what "
+    "<i>holds if</i> asks for, the sentence is not true of every cell of the paper either.</p>"
+)
 TITLES = ("MNIST", "CIFAR-10", "CIFAR-100", "WebVision")
 DATASETS = {title.lower().replace("-", ""): title for title in TITLES}
 # What is said in the place of a verdict.
@@ -36,7 +41,7 @@ UNTOLD = {
     "not run": "not run",
     "reduced budget": "{}: no verdict",
     "no verdict": "no verdict: not in the paper, or not its protocol",
-    "fewer epochs": "no verdict: behind the paper's number are 8 to 14 times as many epochs",
+    "fewer epochs": "no verdict: the paper's may be of a run 8 to 14 times as long",
 }
 
 
@@ -315,7 +320,8 @@ class Claim:
         threshold: where the claim stops to hold; ours where the paper gives none.
         digits: behind the point.
         of: in how many conditions it is measured, and how many it is about.
-        paper: what the paper's own numbers give, in all conditions; nan where it has none.
+        paper: what the paper's own numbers give, in the same conditions and in all; nan for none.
+        budget: of the runs that ``value`` is from; that of the page if it says nothing.
 
     Raises:
         ValueError: another sign.
@@ -328,13 +334,18 @@ class Claim:
     threshold: float
     digits: int = 2
     of: tuple[int, int] = (1, 1)
-    paper: float = nan
+    paper: tuple[float, float] = (nan, nan)
+    budget: str = ""
 
     @property
     def holds(self) -> bool | None:
         """None where it cannot be said."""
         gap = self.value - self.threshold
         return None if isnan(gap) else gap > 0 if self.sign == ">" else gap < 0
+
+    def number(self, value: float) -> str:
+        """As it is printed; a dash for nan."""
+        return "-" if isnan(value) else f"{value:.{self.digits}f}"
 
 
 def claims(statements: Sequence[Claim], profile: str) -> Html:
@@ -346,20 +357,23 @@ def claims(statements: Sequence[Claim], profile: str) -> Html:
     """
     outcomes: dict[bool | None, tuple[str, str]] = {None: ("not run", "not tested")}
     outcomes |= {True: ("agrees", "holds"), False: ("differs", "does not hold")}
-    published = any(not isnan(one.paper) for one in statements)
+    published = any(not isnan(one.paper[1]) for one in statements)
     rows = []
     for one in statements:
-        value, holds = (nan, None) if profile == "smoke" else (one.value, one.holds)
+        budget, part = one.budget or profile, one.of[0] < one.of[1]
+        value, holds = (nan, None) if budget == "smoke" else (one.value, one.holds)
         kind, said = outcomes[holds]
         if holds is not None:
-            said += f" so far ({one.of[0]} of {one.of[1]})" * (one.of[0] < one.of[1])
-            said += f", at {profile} budget" * (profile != "paper")
-        numbers = {"ours": value} | ({"by the paper's numbers": one.paper} if published else {})
+            said += f" so far ({one.of[0]} of {one.of[1]})" * part
+            said += f", at {budget} budget" * (budget != "paper")
         row: dict[str, object] = {"claim": one.claim, "outcome": mark(kind, said)}
-        row |= {k: "-" if isnan(v) else f"{v:.{one.digits}f}" for k, v in numbers.items()}
+        row["ours"] = one.number(value)
+        if published:
+            same, whole = map(one.number, one.paper)
+            row["the paper's"] = f"{same} ({whole} of all)" if part and holds is not None else whole
         row |= {"holds if": f"{one.sign} {one.threshold:g}", "how it is measured": one.measured}
         rows.append(row)
-    return table(rows, "claims")
+    return Html(table(rows, "claims") + PUBLISHED * published)
 
 
 def badge(runs: Sequence[StoredRun]) -> Html:
