@@ -370,7 +370,8 @@ def claims(statements: Sequence[Claim], profile: str) -> Html:
         row["ours"] = one.number(value)
         if published:
             same, whole = map(one.number, one.paper)
-            row["the paper's"] = f"{same} ({whole} of all)" if part and holds is not None else whole
+            apart = part and holds is not None and whole != "-"
+            row["the paper's"] = f"{same} ({whole} of all)" if apart else whole
         row |= {"holds if": f"{one.sign} {one.threshold:g}", "how it is measured": one.measured}
         rows.append(row)
     return Html(table(rows, "claims") + PUBLISHED * published)
