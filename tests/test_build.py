@@ -145,3 +145,12 @@ def test_a_run_that_no_page_shows_is_noticed(build):
     runs = [stored(1), both, stored(4), half, other]
     assert unseen(build, runs) == [build.run_name(half), build.run_name(other)]
     assert unseen(build, [half]) == []
+
+
+def test_seeds_that_lose_a_class_early_are_counted_after_the_last_epoch(tmp_path):
+    path = tmp_path / "lost.csv"
+    assert build.first_epochs_lose(path) == ""
+    lines = ["variant,epoch,lost_classes"]
+    lines += [f"none,{epoch},{lost}" for epoch, lost in ((1, 1), (2, 0), (1, 1), (2, 2))]
+    path.write_text("\n".join([*lines, "warmup,2,1"]))
+    assert "first 2 epochs at symmetric 0.8, 1 of 2 seeds" in build.first_epochs_lose(path)
