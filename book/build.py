@@ -376,7 +376,9 @@ def first_epochs_lose(path: Path) -> str:
     """How many seeds of CE+SR lose a class early, in a sentence; none where it was not counted."""
     if not path.exists():
         return ""
-    rows = [row for row in csv.DictReader(path.open()) if row["variant"] == "none"]
+    rows = [
+        row for row in csv.DictReader(path.read_text().splitlines()) if row["variant"] == "none"
+    ]
     last = max(int(row["epoch"]) for row in rows)
     lost = [int(row["lost_classes"]) > 0 for row in rows if int(row["epoch"]) == last]
     return (

@@ -147,7 +147,7 @@ def test_a_run_that_no_page_shows_is_noticed(build):
     assert unseen(build, [half]) == []
 
 
-def test_seeds_that_lose_a_class_early_are_counted_after_the_last_epoch(tmp_path):
+def test_seeds_that_lose_a_class_early_are_counted_after_the_last_epoch(build, tmp_path):
     path = tmp_path / "lost.csv"
     assert build.first_epochs_lose(path) == ""
     lines = ["variant,epoch,lost_classes"]
