@@ -26,7 +26,7 @@ from lnlsr_lib.spec import RunSpec
 from lnlsr_lib.store import PRECISIONS, Store, StoredRun
 from lnlsr_lib.sweep import run_all
 
-__all__ = ["Page", "check_parameters", "footer", "open_page"]
+__all__ = ["Gain", "Page", "check_parameters", "footer", "open_page"]
 
 SMOKE_CELLS = 2  # as many cells of an experiment are trained for a first look
 A100 = 312.0  # peak of the GPU that pages name, TFLOP/s in bf16
