@@ -42,6 +42,19 @@ pytestmark = [
 ]
 
 
+# Whether a page is loaded and its formulas are drawn; one that leads on to another never is.
+READY = """(() => {
+  if (document.readyState !== "complete") return 0;
+  if (document.querySelector("meta[http-equiv=refresh i]")) return 0;
+  const drawn = window.MathJax && MathJax.startup && MathJax.startup.promise;
+  return drawn ? drawn.then(() => 1) : 1;
+})()"""
+
+
+class NavigatedError(Exception):
+    """The page that was asked has given way to another."""
+
+
 class Browser:
     """Headless Chromium, spoken to by its debugging protocol over one WebSocket."""
 
@@ -110,6 +123,8 @@ class Browser:
         while True:
             answer = self._receive()
             if answer.get("id") == self.count:
+                if "navigated" in str(answer.get("error")):
+                    raise NavigatedError
                 assert "error" not in answer, answer
                 return answer["result"]
             self.events.append(answer)
@@ -137,13 +152,11 @@ class Browser:
         self.events.clear()
         self.call("Page.navigate", url=(SITE / page).as_uri() + query)
         for _ in range(1200):
-            if self.evaluate("document.readyState") == "complete":
-                break
+            with contextlib.suppress(NavigatedError):
+                if self.evaluate(READY):
+                    return
             time.sleep(0.05)
-        self.evaluate(
-            "window.MathJax && MathJax.startup && MathJax.startup.promise"
-            " ? MathJax.startup.promise.then(() => 1) : 1"
-        )
+        raise AssertionError(f"{page} is not there after a minute")
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
