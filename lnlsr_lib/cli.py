@@ -53,9 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     add = shared.add_argument
     add("experiment", **name)
-    budgets = (
-        "paper = its own budget; lite = fewer images and epochs; smoke = digits, a minute at most"
-    )
+    budgets = "paper = its own budget; lite = fewer images and epochs; smoke = digits, a few epochs"
     add("--profile", choices=PROFILES, help=budgets)
     add("--seeds", **seeds | {"help": seeds["help"].format(1)})
     add("--only", nargs="+", metavar="ID", help="these runs, of any profile and seed, alone")

@@ -181,6 +181,7 @@ def _read_mnist(folder: Path) -> list[Tensor]:
 
 
 def _from_torchvision(target: Path) -> None:
+    """Have torchvision download MNIST into ``target``."""
     from torchvision.datasets import MNIST
 
     MNIST(target, download=True)

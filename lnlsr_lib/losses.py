@@ -401,9 +401,8 @@ class NegativeLearning(Loss):
     """NLNL: learn from complementary labels, "not class k", then from the samples it trusts.
 
     In each epoch every sample draws complementary labels k, uniform over the classes other than its
-    given label y, with replacement. The first phase is the form of APL's own
-    runs, which 13 of the paper's 27 cells are; the published method has three, of a third of the
-    epochs each:
+    given label y, with replacement. The first phase is the form of APL's own runs, which 13 of
+    the paper's 27 cells are; the published method has three, of a third of the epochs each:
 
     1. NL: every sample, L = -w_y sum_k log(1 - u_k), summed over its draws;
     2. SelNL: the same, on samples with mean u_y > 1/K;

@@ -114,14 +114,15 @@ def _held(
     known = ([number for number in some if not isnan(number)] for some in groups)
     worst: Any = of or (min if claim.sign == ">" else max)
     value, same, whole = (worst(some) if some else nan for some in known)
-    measured = claim.measured
-    measured += f", {WORST[claim.sign]} of {len(values)}" * (of is None and len(values) > 1)
-    said: Any = {
-        "measured": measured,
-        "budget": " and ".join(dict.fromkeys(v.budget for v in have)),
-    }
-    numbers: Any = {"value": value, "paper": (same, whole), "of": (len(have), len(values))}
-    return replace(claim, **said, **numbers)
+    which = f", {WORST[claim.sign]} of {len(values)}" * (of is None and len(values) > 1)
+    return replace(
+        claim,
+        measured=claim.measured + which,
+        value=value,
+        paper=(same, whole),
+        of=(len(have), len(values)),
+        budget=" and ".join(dict.fromkeys(v.budget for v in have)),
+    )
 
 
 def _those(cells: Iterable[Cell], wanted: Mapping[str, Any]) -> Iterator[Cell]:
@@ -170,7 +171,6 @@ class Page:
 
         The data set is asked for as in the paper, in a smoke run too.
         """
-
         return list(_those(self.cells, wanted))
 
     def mean(
@@ -214,8 +214,8 @@ class Page:
             for name, same in groupby(_those(cells, wanted), lambda cell: cell.name):
                 row = {cell.spec.method: cell for cell in same}
                 if name not in found or isnan(found[name].ours):
-                    one = less(row, "ours"), less(row, "published"), cells[0].spec.profile
-                    found[name] = Gain(*one)
+                    profile = cells[0].spec.profile
+                    found[name] = Gain(less(row, "ours"), less(row, "published"), profile)
         return found
 
     def gain(

@@ -71,10 +71,18 @@ def run_one(
                 accuracy = state["history"]["test_accuracy"][-1]
                 bar.set_postfix_str(f"epoch {state['epoch']}/{spec.epochs}, test {accuracy:.2f}%")
 
-            calls = {"on_batch": bar.update, "on_epoch": on_epoch}
-            kept: dict[str, Any] = {"compiled": compiled, "details": details, "state": state}
             try:
-                result = train(spec, data, device=device, precision=resolved, **kept, **calls)
+                result = train(
+                    spec,
+                    data,
+                    device=device,
+                    precision=resolved,
+                    compiled=compiled,
+                    details=details,
+                    state=state,
+                    on_batch=bar.update,
+                    on_epoch=on_epoch,
+                )
             except StateError as error:
                 path = store.checkpoint(spec, resolved)
                 raise StoreError(f"the checkpoint {path} is not usable: {error}") from error

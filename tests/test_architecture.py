@@ -79,7 +79,7 @@ def code_lines(path):
 
 def test_the_library_is_thin():
     """Docstrings, comments and blank lines may be what they need; code has to earn its place."""
-    assert sum(code_lines(path) for path in FILES) < 4047
+    assert sum(code_lines(path) for path in FILES) < 4054
 
 
 def test_public_names_exist_and_are_listed_once():
