@@ -30,12 +30,12 @@ from report import write_rows
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
+from lnlsr_book.report import follows_protocol
 from lnlsr_lib.data import Dataset, load_dataset
 from lnlsr_lib.feed import given_labels, selection
 from lnlsr_lib.label_issues import find_label_issues, margins
 from lnlsr_lib.models import build_model
 from lnlsr_lib.protocol import make_spec
-from lnlsr_lib.report import follows_protocol
 from lnlsr_lib.spec import PROTOCOL_VERSION, RunSpec
 from lnlsr_lib.store import Store
 from lnlsr_lib.trainer import train

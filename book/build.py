@@ -29,7 +29,7 @@ import vendor_mathjax
 from nbformat.v4 import new_markdown_cell
 from tqdm import tqdm
 
-from lnlsr_lib import report
+from lnlsr_book import report
 from lnlsr_lib.cost import duration
 from lnlsr_lib.device import device_name
 from lnlsr_lib.protocol import PROFILES, method_name
@@ -56,7 +56,7 @@ def site_links(text: str, up: str) -> str:
         (rf'href="{results}/runs/([^"]+)\.json"', rf'href="{up}results/runs/\1.html"'),
         (rf'href="{results}/', f'href="{up}results/'),
         (r'href="\.\./book/(\w+)\.md', rf'href="{up}\1.html'),
-        (r'href="\.\./lnlsr_lib/(\w+)\.py', rf'href="{up}_modules/lnlsr_lib/\1.html'),
+        (r'href="\.\./(lnlsr_\w+/\w+)\.py', rf'href="{up}_modules/\1.html'),
         (r'href="(?:\.\./notebooks/)(\w+)\.ipynb"', rf'href="{up}notebooks/\1.html"'),
     ]
     for pattern, replacement in rules:

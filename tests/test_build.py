@@ -45,6 +45,7 @@ def stored(index=1, classes=2.0, **changes):
         ("../results/fig3/fig3.svg", "../results/fig3/fig3.svg"),
         ("../book/intro.md#verdicts", "../intro.html#verdicts"),
         ("../lnlsr_lib/losses.py#FocalLoss", "../_modules/lnlsr_lib/losses.html#FocalLoss"),
+        ("../lnlsr_book/plots.py#panels", "../_modules/lnlsr_book/plots.html#panels"),
         ("fig3.ipynb", "fig3.ipynb"),
         ("https://example.org/", "https://example.org/"),
     ],

@@ -2,10 +2,10 @@
 
 import pytest
 
+from lnlsr_book.report import paper_condition
 from lnlsr_lib.experiments import EXPERIMENTS, experiment_specs, read_seeds
 from lnlsr_lib.paper import tables
 from lnlsr_lib.protocol import PROFILES
-from lnlsr_lib.report import paper_condition
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

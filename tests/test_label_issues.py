@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from lnlsr_book.report import follows_protocol
 from lnlsr_lib import SparseRegularization
 from lnlsr_lib.label_issues import find_label_issues, margins
 from lnlsr_lib.noise import corrupt_labels, symmetric_transition
-from lnlsr_lib.report import follows_protocol
 from lnlsr_lib.store import Store
 
 

@@ -2,11 +2,11 @@ from math import isnan
 
 import pytest
 
-from lnlsr_lib import notebook
+from lnlsr_book import notebook
+from lnlsr_book.report import Claim
 from lnlsr_lib.experiments import experiment_specs
 from lnlsr_lib.paper import published
 from lnlsr_lib.regularization import lp_norm, sparse_rates
-from lnlsr_lib.report import Claim
 from lnlsr_lib.store import Store
 from lnlsr_lib.trainer import HISTORY, RunResult
 
@@ -32,7 +32,7 @@ def namespace(*cells, **injected):
     if injected:
         lines = [f"{name} = {value!r}" for name, value in injected.items()]
         sources.append("\n".join(["# Parameters", *lines]))
-    sources.append("from lnlsr_lib import notebook")
+    sources.append("from lnlsr_book import notebook")
     return {"In": sources, "__annotations__": KINDS, "Store": Store, **VALUES, **injected}
 
 

@@ -9,7 +9,7 @@ mpl.use("agg")
 
 from matplotlib.figure import Figure
 
-from lnlsr_lib import plots, report
+from lnlsr_book import plots, report
 from lnlsr_lib.protocol import make_spec
 from lnlsr_lib.store import StoredRun
 

@@ -20,8 +20,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from snippets import calls
 
+from lnlsr_book.plots import curves
 from lnlsr_lib.experiments import EXPERIMENTS, experiment_specs
-from lnlsr_lib.plots import curves
 from lnlsr_lib.store import Store, results_folder
 
 ROOT = Path(__file__).parent.parent
@@ -219,11 +219,13 @@ def test_a_notebook_has_its_page_in_the_book(path):
 
 def test_what_a_notebook_imports_is_in_the_api_reference():  # where its footer links to
     reference = (ROOT / "book" / "api.md").read_text()
-    documented = set(re.findall(r"automodule:: lnlsr_lib\.(\w+)", reference))
+    documented = set(re.findall(r"automodule:: ([\w.]+)", reference))
     used = set()
     for path in NOTEBOOKS:
-        used |= set(re.findall(r"from lnlsr_lib\.(\w+) import", path.read_text()))
-    assert "notebook" in used
+        text = path.read_text()
+        used |= set(re.findall(r"from (lnlsr_\w+\.\w+) import", text))
+        used |= {f"lnlsr_book.{n}" for n in re.findall(r"from lnlsr_book import (\w+)", text)}
+    assert "lnlsr_book.notebook" in used
     assert used <= documented
 
 
@@ -312,28 +314,29 @@ def test_a_stored_run_is_repeated_to_the_bit_from_the_commit_that_it_names(tmp_p
 
 
 def third_party(path, seen):
-    """Packages that a module and what it imports of this library need, at their first import."""
-    seen.add(path.stem)
+    """Packages that a module and what it imports of this project need, at their first import."""
+    seen.add(path)
     for node in ast.parse(path.read_text()).body:
         names = [node.module] if isinstance(node, ast.ImportFrom) else []
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else names
         for name in names:
             package, _, module = name.partition(".")
             ours = [module] if module else [a.name for a in getattr(node, "names", [])]
-            if package != PROJECT["name"] + "_lib":
+            if package not in ("lnlsr_lib", "lnlsr_book"):
                 yield package
             else:
                 for part in ours:
-                    file = ROOT / "lnlsr_lib" / f"{part}.py"
-                    if file.exists() and part not in seen:
+                    file = ROOT / package / f"{part}.py"
+                    if file.exists() and file not in seen:
                         yield from third_party(file, seen)
 
 
 @pytest.mark.parametrize(
     ("module", "extra"),
     [
-        *((name, None) for name in ("losses", "regularization", "noise", "label_issues")),
-        *(("__main__", None), ("cli", "train"), ("notebook", "book"), ("plots", "book")),
+        *((f"lnlsr_lib.{name}", None) for name in ("losses", "regularization", "noise")),
+        *(("lnlsr_lib.label_issues", None), ("lnlsr_lib.__main__", None)),
+        *(("lnlsr_lib.cli", "train"), ("lnlsr_book.notebook", "book")),
     ],
 )
 def test_a_module_imports_what_its_extra_brings(module, extra):
@@ -342,5 +345,5 @@ def test_a_module_imports_what_its_extra_brings(module, extra):
     brought += extras["book"] if extra == "book" else []
     names = {Requirement(text).name.replace("-", "_") for text in brought}
     names |= {"PIL", "sklearn"} if extra else set()  # pillow, scikit-learn
-    needed = set(third_party(ROOT / "lnlsr_lib" / f"{module}.py", set()))
+    needed = set(third_party(ROOT / f"{module.replace('.', '/')}.py", set()))
     assert needed - set(sys.stdlib_module_names) <= names

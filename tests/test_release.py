@@ -20,7 +20,8 @@ from snippets import ROOT, blocks
 import lnlsr_lib
 from lnlsr_lib import __main__, cli
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONFIGURATION = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, PACKAGES = CONFIGURATION["project"], CONFIGURATION["tool"]["setuptools"]["packages"]
 
 
 def run(*command, **more):
@@ -36,7 +37,8 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "lnlsr_lib", folder / "lnlsr_lib")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, folder / package)
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder]
     done = run(sys.executable, "-m", "pip", "wheel", *options, folder)
     assert done.returncode == 0, done.stderr
@@ -85,11 +87,12 @@ def python(bare, code, *options):
     return done
 
 
-def test_the_wheel_holds_the_library_and_nothing_else(wheel):
+def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    library = (ROOT / "lnlsr_lib").iterdir()
-    assert names == {f"lnlsr_lib/{path.name}" for path in library if path.name != "__pycache__"}
+    ours = (path for package in PACKAGES for path in (ROOT / package).iterdir())
+    wanted = {f"{path.parent.name}/{path.name}" for path in ours if path.name != "__pycache__"}
+    assert names == wanted
 
 
 def test_the_wheels_metadata_are_valid_and_say_what_the_project_says(wheel):
@@ -109,7 +112,7 @@ def test_the_version_stands_in_one_place():
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert newest[1] == PROJECT["version"]
     assert "version" not in (ROOT / "CITATION.cff").read_text().replace("cff-version", "")
-    for path in (ROOT / "lnlsr_lib").glob("*.py"):
+    for path in ROOT.glob("lnlsr_*/*.py"):
         assert PROJECT["version"] not in path.read_text()
 
 

@@ -2,11 +2,11 @@ from math import isnan, nan
 
 import pytest
 
-from lnlsr_lib import report
+from lnlsr_book import report
+from lnlsr_book.report import Cell, Claim
 from lnlsr_lib.experiments import experiment_specs
 from lnlsr_lib.paper import Published
 from lnlsr_lib.protocol import make_spec
-from lnlsr_lib.report import Cell, Claim
 from lnlsr_lib.store import StoredRun
 
 FACTS = {

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from lnlsr_book.report import ENDINGS, Cell, Html, agreement
 from lnlsr_lib.protocol import METHODS, method_name
-from lnlsr_lib.report import ENDINGS, Cell, Html, agreement
 from lnlsr_lib.store import StoredRun, write_atomically
 
 __all__ = ["curves", "draw_beside", "draw_curves", "draw_embedding", "panels", "save_figure"]

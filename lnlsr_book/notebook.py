@@ -9,19 +9,18 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby, product
 from math import isnan, nan
-from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from pydantic import ConfigDict, create_model
 
-from lnlsr_lib import plots, report
+from lnlsr_book import plots, report
+from lnlsr_book.report import Cell, Claim, Html, Sign
 from lnlsr_lib.cost import duration, estimate, images_of
 from lnlsr_lib.data import DataError, load_dataset
 from lnlsr_lib.experiments import COMPARED, EXPERIMENTS, experiment_specs, read_seeds
 from lnlsr_lib.protocol import PROFILES, Profile, method_name
-from lnlsr_lib.report import Cell, Claim, Html, Sign
 from lnlsr_lib.spec import RunSpec
 from lnlsr_lib.store import PRECISIONS, Store, StoredRun
 from lnlsr_lib.sweep import run_all
@@ -231,7 +230,7 @@ class Page:
         Args:
             claim: what is said of all of them.
             pairs: methods and others, one or more.
-            sign, threshold: see :class:`lnlsr_lib.report.Claim`.
+            sign, threshold: see :class:`lnlsr_book.report.Claim`.
             wanted: see :meth:`select`.
         """
         gains = [gain for pair in pairs for gain in self.gains(*pair, **wanted).values()]
@@ -292,7 +291,7 @@ class Page:
         cells: Sequence[Cell] | None = None,
         **more: Any,
     ) -> Html:
-        """Draw it, write its files, and return the page: see :func:`lnlsr_lib.plots.panels`.
+        """Draw it, write its files, and return the page: see :func:`lnlsr_book.plots.panels`.
 
         ``cells`` are those that it shows; by default all of the page.
         """
@@ -383,7 +382,7 @@ class Page:
         return report.comparison(self.best)
 
     def claims(self, *statements: Claim) -> Html:
-        """See :func:`lnlsr_lib.report.claims`."""
+        """See :func:`lnlsr_book.report.claims`."""
         return report.claims(statements, self.profile)
 
     def footer(self, *rests_on: Any, also: Sequence[str] = ()) -> Html:
@@ -409,13 +408,13 @@ def footer(name: str, rests_on: Iterable[Any], rows: Mapping[str, str]) -> Html:
 
     Args:
         name: of the notebook.
-        rests_on: functions and classes of this library.
+        rests_on: functions and classes of the library.
         rows: what else is to be said, in HTML, by what it is about.
     """
     sources = []
     for thing in rests_on:  # by name: a decorated function's file is its decorator's
-        file = f"{thing.__module__.rpartition('.')[2]}.py#{thing.__name__}"
-        sources.append(report.link(Path(__file__).with_name(file), thing.__name__))
+        file = f"{thing.__module__.replace('.', '/')}.py#{thing.__name__}"
+        sources.append(report.link(report.ROOT / file, thing.__name__))
     again = f"<code>papermill notebooks/{name}.ipynb {name}.ipynb</code>"
     whole = {"this page": again, **rows, "rests on": ", ".join(sources)}
     return report.table([{"what": what, "how": Html(how)} for what, how in whole.items()])
