@@ -122,30 +122,152 @@ class RunResult:
 
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # images and labels
-Outputs = Callable[[Any, Batches], tuple[Tensor, Tensor]]  # of a network, and the labels
 STATE = {
     *("id", "digest", "precision", "made_with", "epoch", "history", "confusion", "margins"),
     *("models", "objective", "optimizer", "scheduler"),
 }
 
 
-def _last_look(
-    model: Any, outputs: Outputs, source: Resident | Stream, tally: Tally
-) -> dict[str, Tensor]:
-    """``details`` of :class:`RunResult`: the trained network on every sample that has a place."""
-    model.eval()
-    hidden, labels = outputs(model.features, source.test_batches())
-    found = {"features": hidden, "test_labels": labels}
-    parts = {"test": source.test_batches()}
-    if isinstance(source, Resident):
-        parts["train"] = source.train_batches()
-    for part, batches in parts.items():
-        logits, labels = outputs(model, batches)
-        found[f"{part}_prediction"] = logits.argmax(dim=1)
-        found[f"{part}_margin"] = margins(logits, labels)
-    if len(tally.margins):
-        found["train_mean_margin"] = tally.margins / source.spec.epochs
-    return {name: values.cpu() for name, values in found.items()}
+class Learner:
+    """What learns in a run: its networks, their objective, optimiser and learning rate.
+
+    Args:
+        spec: the run.
+        source: of its batches.
+        device, precision: where, and in what; resolved.
+        compiled: whether the networks are trained through ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        source: Resident | Stream,
+        device: torch.device,
+        precision: str,
+        compiled: bool,
+    ) -> None:
+        self.spec = spec
+        self.pixels = Pixels(spec.mean or source.mean, spec.std or source.std, device)
+        self.objective = build_objective(spec, source.labels, source.num_classes)
+        self.models = [
+            build_model(spec.model, source.num_classes, spec.draw_seed(purpose), spec.side).to(  # type: ignore[call-overload]
+                device=device, memory_format=torch.channels_last
+            )
+            for purpose in ("weights", "weights/second")[: self.objective.networks]
+        ]
+        # the last short batch is compiled on its own, and the tests are not compiled
+        self.calls = [torch.compile(m, dynamic=False) if compiled else m for m in self.models]
+        self.optimizer = torch.optim.SGD(
+            [parameter for model in self.models for parameter in model.parameters()],
+            lr=spec.learning_rate,
+            momentum=spec.momentum,
+            nesterov=spec.nesterov,
+            weight_decay=spec.weight_decay,
+            fused=device.type in ("cpu", "cuda"),
+        )
+        self.scheduler: lr_scheduler.LRScheduler
+        if spec.decay is None:
+            lowest = spec.final_learning_rate
+            self.scheduler = lr_scheduler.CosineAnnealingLR(self.optimizer, spec.epochs, lowest)
+        else:
+            gamma = spec.decay ** (spec.paper_epochs / spec.epochs)
+            self.scheduler = lr_scheduler.ExponentialLR(self.optimizer, gamma)
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+    @property
+    def learning_rate(self) -> float:
+        """That of this epoch."""
+        return float(self.scheduler.get_last_lr()[0])
+
+    def start_epoch(self, epoch: int) -> None:
+        """Get ready for ``epoch``, from 0."""
+        for model in self.models:
+            model.train()
+        self.objective.start_epoch(epoch)
+
+    def step(self, batch: Batch) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+        """A batch in, the weights one step on; nothing is read back from the device.
+
+        Returns:
+            The logits of each network, (B, K), the loss, and whether each gradient was clipped.
+        """
+        with self.autocast:
+            inputs = self.pixels(batch.images)
+            logits = [call(inputs).float() for call in self.calls]
+        loss = self.objective(logits, batch.labels, batch.indices)
+        self.optimizer.zero_grad()
+        loss.backward()
+        clipped, bound = [], self.spec.clip_norm
+        if bound is not None:
+            for model in self.models:
+                clipped.append(nn.utils.clip_grad_norm_(model.parameters(), bound) > bound)
+        self.optimizer.step()
+        return logits, loss, clipped
+
+    def end_epoch(self) -> None:
+        """Take the learning rate and lambda one epoch further."""
+        self.scheduler.step()
+        self.objective.end_epoch()
+
+    @torch.no_grad()
+    def outputs(self, network: Any, batches: Batches) -> tuple[Tensor, Tensor]:
+        """What ``network`` makes of all batches, float32, and their labels."""
+        with self.autocast:
+            pairs = [(network(self.pixels(images)).float(), labels) for images, labels in batches]
+        logits, labels = zip(*pairs, strict=True)
+        return torch.cat(logits), torch.cat(labels)
+
+    def test(self, source: Resident | Stream) -> tuple[dict[str, float], list[list[int]]]:
+        """Figures on the test set, the mean of all networks, and the first one's confusion matrix.
+
+        Raises:
+            DivergedError: outputs are NaN or infinite.
+        """
+        tests, matrices = [], []
+        for model in self.models:
+            logits, labels = self.outputs(model.eval(), source.test_batches())
+            if not logits.isfinite().all():  # the epoch's last step broke the weights
+                epoch = self.scheduler.last_epoch + 1
+                raise DivergedError(
+                    f"{self.spec.id}: the test outputs of epoch {epoch} are not finite"
+                )
+            tests.append(accuracy_figures(logits, labels))
+            matrices.append(confusion_matrix(logits, labels).tolist())
+        figures = {name: sum(test[name] for test in tests) / len(tests) for name in tests[0]}
+        return figures, matrices[0]
+
+    def state(self) -> dict[str, Any]:
+        """What is needed to go on, as live tensors."""
+        return {
+            "models": [model.state_dict() for model in self.models],
+            "objective": self.objective.criterion.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take a state back; whatever does not fit raises whatever PyTorch raises."""
+        for model, weights in zip(self.models, state["models"], strict=True):
+            model.load_state_dict(weights)
+        self.objective.criterion.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+
+    def details(self, source: Resident | Stream, tally: Tally) -> dict[str, Tensor]:
+        """Those of :class:`RunResult`: the trained network on every sample that has a place."""
+        model: Any = self.models[0].eval()
+        hidden, labels = self.outputs(model.features, source.test_batches())
+        found = {"features": hidden, "test_labels": labels}
+        parts = {"test": source.test_batches()}
+        if isinstance(source, Resident):
+            parts["train"] = source.train_batches()
+        for part, batches in parts.items():
+            logits, labels = self.outputs(model, batches)
+            found[f"{part}_prediction"] = logits.argmax(dim=1)
+            found[f"{part}_margin"] = margins(logits, labels)
+        if len(tally.margins):
+            found["train_mean_margin"] = tally.margins / self.spec.epochs
+        return {name: values.cpu() for name, values in found.items()}
 
 
 def check_state(state: Any, spec: RunSpec, precision: str) -> None:
@@ -213,41 +335,13 @@ def train(
     if target.type == "cuda":  # float32 means it
         torch.backends.cudnn.allow_tf32 = False
     source = open_source(spec, data, target)
-    pixels = Pixels(spec.mean or source.mean, spec.std or source.std, target)
-    objective = build_objective(spec, source.labels, source.num_classes)
-    models = [
-        build_model(spec.model, source.num_classes, spec.draw_seed(purpose), spec.side).to(  # type: ignore[call-overload]
-            device=target, memory_format=torch.channels_last
-        )
-        for purpose in ("weights", "weights/second")[: objective.networks]
-    ]
-    # the last short batch is compiled on its own, and the tests are not compiled
-    calls = [torch.compile(model, dynamic=False) if compiled else model for model in models]
-    optimizer = torch.optim.SGD(
-        [parameter for model in models for parameter in model.parameters()],
-        lr=spec.learning_rate,
-        momentum=spec.momentum,
-        nesterov=spec.nesterov,
-        weight_decay=spec.weight_decay,
-        fused=target.type in ("cpu", "cuda"),
-    )
-    scheduler: lr_scheduler.LRScheduler
-    if spec.decay is None:
-        lowest = spec.final_learning_rate
-        scheduler = lr_scheduler.CosineAnnealingLR(optimizer, spec.epochs, lowest)
-    else:
-        gamma = spec.decay ** (spec.paper_epochs / spec.epochs)
-        scheduler = lr_scheduler.ExponentialLR(optimizer, gamma)
-    autocast = torch.autocast(target.type, torch.bfloat16, enabled=resolved == "bf16")
+    learner = Learner(spec, source, target, resolved, compiled)
     by_index = details and isinstance(source, Resident)
     tally = Tally(len(source.labels) if by_index else 0, target)
     history: dict[str, list[float | None]] = {name: [] for name in HISTORY}
     confusion: list[list[int]] = []
-
-    made_with = (
-        f"lnlsr {version('lnlsr')}, torch {torch.__version__}, {source.origin.split(';')[0]}, "
-        f"{target.type}" + ", compiled" * compiled
-    )
+    made_with = f"lnlsr {version('lnlsr')}, torch {torch.__version__}, "
+    made_with += f"{source.origin.split(';')[0]}, {target.type}" + ", compiled" * compiled
     first = 0
     if state is not None:
         check_state(state, spec, resolved)
@@ -257,11 +351,7 @@ def train(
                 "delete it to train from the start"
             )
         try:
-            for model, weights in zip(models, state["models"], strict=True):
-                model.load_state_dict(weights)
-            objective.criterion.load_state_dict(state["objective"])
-            optimizer.load_state_dict(state["optimizer"])
-            scheduler.load_state_dict(state["scheduler"])
+            learner.load_state(state)
             if tally.margins.shape == state["margins"].shape:
                 tally.margins.copy_(state["margins"])
         except Exception as error:  # given any state, these raise anything
@@ -269,86 +359,36 @@ def train(
         history = {name: list(values) for name, values in state["history"].items()}
         confusion, first = state["confusion"], state["epoch"]
 
-    def step(batch: Batch) -> None:
-        """A batch in, the weights one step on; nothing is read back from the device."""
-        with autocast:
-            inputs = pixels(batch.images)
-            logits = [call(inputs).float() for call in calls]  # (B, K) of each network
-        loss = objective(logits, batch.labels, batch.indices)
-        optimizer.zero_grad()
-        loss.backward()
-        clipped = []
-        if spec.clip_norm is not None:
-            for model in models:
-                norm = nn.utils.clip_grad_norm_(model.parameters(), spec.clip_norm)
-                clipped.append(norm > spec.clip_norm)
-        optimizer.step()
-        tally.add(batch, logits, loss, clipped)
-
-    @torch.no_grad()
-    def outputs(network: Any, batches: Batches) -> tuple[Tensor, Tensor]:
-        """What ``network`` makes of all batches, float32, and their labels."""
-        with autocast:
-            pairs = [(network(pixels(images)).float(), labels) for images, labels in batches]
-        logits, labels = zip(*pairs, strict=True)
-        return torch.cat(logits), torch.cat(labels)
-
     for epoch in range(first, spec.epochs):
         start = time.perf_counter()
-        for model in models:
-            model.train()
-        objective.start_epoch(epoch)
+        learner.start_epoch(epoch)
         tally.start_epoch()
         for batch in source.batches(epoch):
             try:
-                step(batch)
+                tally.add(batch, *learner.step(batch))
             except ValueError as error:  # on the CPU the loss itself refuses NaN
                 raise DivergedError(f"{spec.id}: in epoch {epoch + 1}, {error}") from error
             if on_batch is not None:
                 on_batch()
         record: dict[str, float | None] = {
-            "learning_rate": float(scheduler.get_last_lr()[0]),
-            "weight": objective.weight,
-            **tally.figures(len(models)),
+            "learning_rate": learner.learning_rate,
+            "weight": learner.objective.weight,
+            **tally.figures(len(learner.models)),
         }
         if not math.isfinite(record["train_loss"] or 0):
             raise DivergedError(
                 f"{spec.id}: the loss of epoch {epoch + 1} is {record['train_loss']}"
             )
-
-        tests = []
-        for model in models:
-            logits, labels = outputs(model.eval(), source.test_batches())
-            if not logits.isfinite().all():  # the epoch's last step broke the weights
-                raise DivergedError(
-                    f"{spec.id}: the test outputs of epoch {epoch + 1} are not finite"
-                )
-            tests.append(accuracy_figures(logits, labels))
-            if model is models[0]:
-                confusion = confusion_matrix(logits, labels).tolist()
-        record |= {name: sum(test[name] for test in tests) / len(tests) for name in tests[0]}
-        record["seconds"] = time.perf_counter() - start
+        figures, confusion = learner.test(source)
+        record |= figures | {"seconds": time.perf_counter() - start}
         for name in HISTORY:
             history[name].append(record[name])
-        scheduler.step()
-        objective.end_epoch()
+        learner.end_epoch()
         if on_epoch is not None:
-            on_epoch(
-                {
-                    "id": spec.id,
-                    "digest": spec.digest,
-                    "precision": resolved,
-                    "made_with": made_with,
-                    "epoch": epoch + 1,
-                    "history": history,
-                    "confusion": confusion,
-                    "margins": tally.margins,
-                    "models": [model.state_dict() for model in models],
-                    "objective": objective.criterion.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "scheduler": scheduler.state_dict(),
-                }
-            )
+            whose = {"id": spec.id, "digest": spec.digest, "precision": resolved}
+            so_far = {"epoch": epoch + 1, "history": history, "confusion": confusion}
+            made = {"made_with": made_with, "margins": tally.margins}
+            on_epoch(whose | so_far | made | learner.state())
 
     return RunResult(
         spec=spec,
@@ -359,5 +399,5 @@ def train(
         origin=source.origin,
         realised_noise_rate=source.wrong,
         confusion=confusion,
-        details=_last_look(models[0], outputs, source, tally) if details else None,
+        details=learner.details(source, tally) if details else None,
     )
