@@ -202,6 +202,7 @@ def card(run: StoredRun, pages: list[str], has_details: bool) -> str:
     arrays = f' · <a href="{name}.npz">arrays (npz)</a>' if has_details else ""
     title = f"{method_name(spec.method)}, {spec.dataset}, {spec.condition}, seed {spec.seed}"
     title += f", {variant(spec)}" if variant(spec) else ""
+    of_two = "; of the first of two networks" * (spec.forget_rate is not None)
     features = f"<h2>Test features</h2>{facts(run.features)}" if run.features else ""
     return f"""<!DOCTYPE html>
 <html lang="en" data-theme="light"><head><meta charset="utf-8">
@@ -222,7 +223,7 @@ def card(run: StoredRun, pages: list[str], has_details: bool) -> str:
 <p><a href="../../measures.html">What each number means</a></p>
 {history}
 <h2>Confusion matrix</h2>
-<p>Test images after the last epoch: a row a true class, a column a predicted one.</p>
+<p>Test images after the last epoch: a row a true class, a column a predicted one{of_two}.</p>
 {confusion(run)}
 {features}
 <h2>What was trained</h2>

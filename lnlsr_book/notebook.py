@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby, product
 from math import isnan, nan
-from statistics import fmean
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
@@ -88,12 +87,6 @@ def _best_of(methods: Methods) -> str:
     names = [methods] if isinstance(methods, str) else methods
     listed = ", ".join(map(method_name, names))
     return f"the best of {listed}" if len(names) > 1 else listed
-
-
-def _mean(values: Iterable[float]) -> float:
-    """nan for none."""
-    found = list(values)
-    return fmean(found) if found else nan
 
 
 class Gain(NamedTuple):
@@ -185,14 +178,15 @@ class Page:
             of: the number in it, by default the last.
             wanted: see :meth:`select`; of several cells the first.
         """
-        return _mean(of(run.history[series]) for run in self.select(**wanted)[0].runs)
+        return report.mean(of(run.history[series]) for run in self.select(**wanted)[0].runs)
 
     def gains(
         self, methods: Methods, others: Methods, of: Callable[..., float] = max, **wanted: Any
     ) -> dict[str, Gain]:
         """Final accuracy of a method less that of another, in points, by condition.
 
-        Ours is of the best budget at which all of them are stored; smoke is none.
+        Ours is of the best budget at which all of them are stored, over the seeds that all of them
+        have; smoke is none.
 
         Args:
             methods: such as "ce_sr"; of several the best.
@@ -203,18 +197,22 @@ class Page:
         mine, theirs = ([side] if isinstance(side, str) else side for side in (methods, others))
         found: dict[str, Gain] = {}
 
-        def less(row: Mapping[str, Cell], by: str) -> float:
-            values = {method: getattr(row[method], by) for method in (*mine, *theirs)}
+        def less(values: Mapping[str, float]) -> float:
             whole = not any(map(isnan, values.values()))
             gain = of(values[one] for one in mine) - max(values[one] for one in theirs)
             return gain if whole else nan
 
         for cells in self.budgets:
             for name, same in groupby(_those(cells, wanted), lambda cell: cell.name):
-                row = {cell.spec.method: cell for cell in same}
+                row = {c.spec.method: c for c in same if c.spec.method in (*mine, *theirs)}
+                seeds = set.intersection(*({r.spec.seed for r in c.runs} for c in row.values()))
                 if name not in found or isnan(found[name].ours):
-                    profile = cells[0].spec.profile
-                    found[name] = Gain(less(row, "ours"), less(row, "published"), profile)
+                    ours = {
+                        one: report.mean(r.final_accuracy for r in c.runs if r.spec.seed in seeds)
+                        for one, c in row.items()
+                    }
+                    paper = {one: c.published for one, c in row.items()}
+                    found[name] = Gain(less(ours), less(paper), cells[0].spec.profile)
         return found
 
     def gain(
@@ -253,7 +251,7 @@ class Page:
         """
         values = []
         for cell in _those(self.best, wanted):
-            number = _mean(of(run.history["test_accuracy"]) for run in cell.runs)
+            number = report.mean(of(run.history["test_accuracy"]) for run in cell.runs)
             values.append(Gain(number, nan, cell.spec.profile))
         return _held(Claim(claim, measured, nan, sign, threshold), values)
 
@@ -263,7 +261,7 @@ class Page:
         claim = "The three methods with SR are the best three in most cases"
         measured = f"share of the {len(gains)} noisy conditions where they are, last epoch, "
         held = Claim(claim, f"{measured}without NLNL", nan, ">", 0.5)
-        return _held(held, gains, lambda some: fmean(gain > 0 for gain in some))
+        return _held(held, gains, lambda some: report.mean(gain > 0 for gain in some))
 
     def note(self) -> Html:
         """What of the paper's own budget is not run, and what it would cost."""
@@ -319,11 +317,13 @@ class Page:
         """
 
         def draw(axes: Axes, wanted: Mapping[str, Any]) -> None:
-            for run in self.select(**wanted)[0].runs:
+            runs = self.select(**wanted)[0].runs
+            for run in runs:
                 if run.details:
                     points = self.store.details(run)["embedding"]
                     return plots.draw_embedding(axes, points, _test_labels(run.spec.dataset))
-            return plots.draw_embedding(axes, [], [])
+            said = "run without features" if runs else "not run"
+            return plots.draw_embedding(axes, [], [], said)
 
         alt = "Test images as points in the colour of their true class, by t-SNE."
         return self.figure(draw, keys, caption=caption, alt=alt, columns=columns)
@@ -337,7 +337,7 @@ class Page:
 
         def of(number: str, wanted: Mapping[str, Any], sr: str) -> float:
             runs = self.select(**{**wanted, "method": wanted["method"] + sr})[0].runs
-            return _mean(run.features[number] for run in runs if run.features)
+            return report.mean(run.features[number] for run in runs if run.features)
 
         statements = []
         for (name, wanted), (number, measured) in product(pairs.items(), FEATURES.items()):
@@ -380,6 +380,10 @@ class Page:
     def comparison(self) -> Html:
         """The paper's numbers beside ours, each cell at its best profile."""
         return report.comparison(self.best)
+
+    def sweep(self) -> Html:
+        """What is varied, and what comes of it, each cell at its best profile."""
+        return report.sweep(self.best)
 
     def claims(self, *statements: Claim) -> Html:
         """See :func:`lnlsr_book.report.claims`."""

@@ -130,20 +130,23 @@ def draw_beside(axes: Axes, cells: Sequence[Cell]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
 
 
-def draw_embedding(axes: Axes, points: ArrayLike, labels: ArrayLike) -> None:
+def draw_embedding(
+    axes: Axes, points: ArrayLike, labels: ArrayLike, nothing: str = "not run"
+) -> None:
     """Scatter points in the colour of their true class, and write each class at its median.
 
     Args:
         axes: where to draw.
         points: (N, 2); none at all where nothing is stored, or no labels are at hand.
         labels: (N,), integers.
+        nothing: what to say where there are no points.
     """
     axes.set(xticks=[], yticks=[])
     left, bottom, width, height = axes.get_position().bounds  # no labels: there is more room
     axes.set_position((left - 0.2 * width, bottom - 0.15 * height, 1.5 * width, 1.15 * height))
     xy, classes = np.asarray(points, dtype=float).reshape(-1, 2), np.asarray(labels, dtype=int)
     if len(xy) == 0 or len(xy) != len(classes):
-        axes.text(0.5, 0.5, "not run", ha="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, nothing, ha="center", transform=axes.transAxes)
         return
     palette = np.array(sns.color_palette("husl", classes.max() + 1))
     look: dict[str, Any] = {"linewidths": 0, "alpha": 0.6, "rasterized": True}

@@ -20,7 +20,18 @@ from lnlsr_lib.protocol import PROFILES, Profile, make_spec, method_name
 from lnlsr_lib.spec import RunSpec
 from lnlsr_lib.store import StoredRun, results_folder
 
-__all__ = ["Cell", "Claim", "Html", "badge", "cells_of", "claims", "comparison", "grid", "table"]
+__all__ = [
+    "Cell",
+    "Claim",
+    "Html",
+    "badge",
+    "cells_of",
+    "claims",
+    "comparison",
+    "grid",
+    "sweep",
+    "table",
+]
 
 ROOT = Path(__file__).resolve().parent.parent  # of the checkout, for links into it
 ENDINGS = ("png", "svg", "pdf", "csv")  # of a figure's files for download
@@ -36,12 +47,13 @@ PUBLISHED = (
 )
 TITLES = ("MNIST", "CIFAR-10", "CIFAR-100", "WebVision")
 DATASETS = {title.lower().replace("-", ""): title for title in TITLES}
+BECOMES = ("memorised", "corrected", "fitted")  # of the training labels
 # What is said in the place of a verdict.
 UNTOLD = {
     "not run": "not run",
     "reduced budget": "{}: no verdict",
     "no verdict": "no verdict: not in the paper, or not its protocol",
-    "fewer epochs": "no verdict: the paper's may be of a run 8 to 14 times as long",
+    "fewer epochs": "no verdict: the paper's {} of a run {} times as long",
 }
 
 
@@ -142,7 +154,7 @@ class Cell:
     @property
     def ours(self) -> float:
         """Mean accuracy after the last epoch, percent; nan without runs."""
-        return statistics.fmean(run.final_accuracy for run in self.runs) if self.runs else nan
+        return mean(run.final_accuracy for run in self.runs)
 
     @property
     def published(self) -> float:
@@ -163,8 +175,23 @@ class Cell:
         return verdict(self.ours, self.paper)
 
     @property
+    def judged(self) -> bool:
+        """Whether it has a verdict."""
+        return self.verdict not in UNTOLD
+
+    @property
+    def longer(self) -> int:
+        """How many times our epochs APL's runs of NLNL had, of which the paper has some."""
+        theirs = make_spec(self.wanted.dataset, "nlnl", budget="nlnl").epochs
+        return round(theirs / self.wanted.epochs)
+
+    @property
     def words(self) -> str:
         """The verdict, and what to know about it."""
+        if self.verdict == "fewer epochs":
+            where = self.wanted.dataset, self.wanted.noise
+            known = where[0] == "cifar100" or where == ("cifar10", "asymmetric")
+            return UNTOLD[self.verdict].format("is" if known else "may be", self.longer)
         if self.verdict in UNTOLD:
             return UNTOLD[self.verdict].format(self.spec.profile)
         count = len(self.runs)
@@ -173,6 +200,16 @@ class Cell:
     def series(self, name: str) -> list[list[float]]:
         """A series of the history, of every seed."""
         return [run.history[name] for run in self.runs]
+
+    @property
+    def drop(self) -> float:
+        """Best epoch less last epoch, in points, mean over the seeds; nan without runs."""
+        return mean(run.best_accuracy - run.final_accuracy for run in self.runs)
+
+    @property
+    def precisions(self) -> str:
+        """In which its runs are."""
+        return ", ".join(sorted({run.provenance["precision"] for run in self.runs}))
 
     @property
     def name(self) -> str:
@@ -216,15 +253,14 @@ def most_stored(name: str, runs: Sequence[StoredRun]) -> Profile:
 def comparison(cells: Sequence[Cell]) -> Html:
     """One row per condition and method: the paper's accuracy, the verdict, ours, every seed.
 
-    Runs of a reduced profile get no verdict: their budget is not the paper's. What is mixed
-    (profiles, precisions) has a column of its own.
+    Runs of a reduced profile get no verdict: their budget is not the paper's. Mixed precisions have
+    a column of their own.
 
     Raises:
         ValueError: no cells.
     """
     several = len({cell.name for cell in cells}) > 1
-    mixed = len({run.provenance["precision"] for cell in cells for run in cell.runs}) > 1
-    rows = []
+    mixed, rows = _mixed(cells), []
     for cell in cells:
         name = method_name(cell.spec.method)
         seeds = (run_link(run, f"{run.final_accuracy:.2f}") for run in cell.runs)
@@ -233,11 +269,12 @@ def comparison(cells: Sequence[Cell]) -> Html:
             "paper": cell.paper or "-",
             "verdict": mark(cell.verdict, cell.words),
             "ours, last epoch": ours(cell),
+            "less the paper's": _signed(cell.ours - cell.published) if cell.judged else "-",
             "ours, best epoch": _mean_std([run.best_accuracy for run in cell.runs]),
             "each seed": Html(", ".join(seeds)),
         }
         if mixed:
-            row["precision"] = ", ".join(sorted({r.provenance["precision"] for r in cell.runs}))
+            row["precision"] = cell.precisions
         rows.append(row)
     return table(rows)
 
@@ -255,11 +292,19 @@ def ours(cell: Cell) -> object:
 
 
 def grid(cells: Sequence[Cell]) -> Html:
-    """The paper's own layout: a row a method, a column a condition; ours above the paper's."""
-    wide: dict[str, dict[str, object]] = {}
+    """The paper's own layout: a row a method, a column a condition; ours above the paper's.
+
+    What is not of the paper's budget says so; where precisions are mixed, what is in bf16, too.
+    """
+    mixed, wide = _mixed(cells), dict[str, dict[str, object]]()
     for cell in cells:
         row = wide.setdefault(cell.spec.method, {"method": method_name(cell.spec.method)})
-        budget = f" <small>{cell.spec.profile}</small>" * (cell.verdict == "reduced budget")
+        notes = {"reduced budget": cell.spec.profile, "fewer epochs": f"1/{cell.longer} epochs"}
+        said = [
+            notes.get(cell.verdict, ""),
+            cell.precisions * (mixed and "bf16" in cell.precisions),
+        ]
+        budget = f" <small>{', '.join(filter(None, said))}</small>" * any(said)
         paper = f'<br><small title="paper">{_html(cell.paper or "-")}</small>'
         ours_marked = mark(cell.verdict, ours(cell), cell.words)
         row[cell.wanted.condition.removeprefix("clean-")] = Html(ours_marked + budget + paper)
@@ -298,6 +343,51 @@ def paper_condition(spec: RunSpec) -> tuple[str, float]:
     if spec.imbalance is not None:
         return {"long-tailed": "lt"}.get(spec.imbalance, spec.imbalance), spec.imbalance_ratio
     return spec.noise, spec.noise_rate
+
+
+def sweep(cells: Sequence[Cell], growing: bool = False) -> Html:
+    """One row per cell: what is varied of SR, its accuracy, and what became of the labels.
+
+    Args:
+        cells: runs with SR.
+        growing: whether a row is to say that its lambda grows.
+    """
+    rows = []
+    for cell in cells:
+        sr = cell.spec.sr
+        assert sr is not None
+        last = {name: [100 * one[-1] for one in cell.series(name)] for name in BECOMES}
+        rows.append(
+            {
+                "method": method_name(cell.spec.method),
+                "λ": f"{sr.weight:g}" + ", growing" * (growing and sr.growth != 1),
+                "p": f"{sr.p:g}",
+                "τ": f"{sr.temperature:g}",
+                "last epoch": ours(cell),
+                "drops by": _mean_std(
+                    [run.best_accuracy - run.final_accuracy for run in cell.runs]
+                ),
+                **{f"{name} (%)": f"{mean(of):.1f}" if of else "-" for name, of in last.items()},
+                "budget": cell.spec.profile if cell.runs else "not run",
+            }
+        )
+    return table(rows)
+
+
+def _mixed(cells: Iterable[Cell]) -> bool:
+    """Whether their runs are in more than one precision."""
+    return len({run.provenance["precision"] for cell in cells for run in cell.runs}) > 1
+
+
+def mean(values: Iterable[float]) -> float:
+    """nan for none."""
+    found = list(values)
+    return statistics.fmean(found) if found else nan
+
+
+def _signed(value: float) -> str:
+    """Such as +0.31, with a true minus."""
+    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _mean_std(values: Sequence[float]) -> str:

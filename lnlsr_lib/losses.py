@@ -147,7 +147,7 @@ def generalized_cross_entropy(
 
     q -> 0 is CE; q = 1 is 1 - u_y, half of MAE. The authors' code has q = 0.7. A sample below the
     floor has no gradient: the network gives up on labels that it is sure are wrong. For q near 0
-    that matters to GCE+SR, which without it first falls to a few classes on MNIST.
+    that matters to GCE+SR, whose gradient at such labels is nearly that of CE without it.
 
     Args:
         logits: (N, K), any floating dtype.

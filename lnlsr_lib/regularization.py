@@ -179,7 +179,7 @@ class SparseRegularization(nn.Module):
             ``reduction`` decides how the norm is reduced, and what it ignores by ``ignore_index``
             is left out of the norm; a module that has no ``reduction`` must be a mean over the
             batch or give one loss per sample. Class weights are the loss's alone.
-        temperature: tau, > 0. Smaller is sharper and more robust, and too small underfits.
+        temperature: tau, > 0. Smaller is sharper, by the paper more robust; too small underfits.
             Authors' code: 0.1 on MNIST, with GCE 0.5, and 0.5 on CIFAR.
         p: exponent of the norm, in (0, 1]. Authors' code: 0.1, and 0.01 for 100 classes.
         weight: lambda at the start, >= 0; weight * p < 1 keeps CE fitting, and for other losses

@@ -220,6 +220,16 @@ def test_gains_are_by_condition_and_leave_out_what_is_not_run(page):
     assert all(isnan(gain.ours) and not isnan(gain.paper) for gain in noisy.values())
 
 
+def test_gains_are_over_the_seeds_that_all_methods_have(store, idle):
+    ce, sr = experiment_specs("precision", "paper", [1])[:2]
+    more = experiment_specs("precision", "paper", [2])[1]
+    for spec, accuracy in ((ce, 20.0), (sr, 90.0), (more, 100.0)):
+        put(store, [spec], accuracy=accuracy)
+    page = notebook.open_page("precision", namespace())
+    assert page.gains("ce_sr", "ce")["MNIST, sym0.8"].ours == 70
+    assert page.select(method="ce_sr")[0].ours == 95
+
+
 def test_gains_are_of_the_best_budget_that_has_both_methods(store, idle):
     paper, lite = (experiment_specs("precision", profile) for profile in ("paper", "lite"))
     put(store, lite[:1], accuracy=50.0)
@@ -340,4 +350,6 @@ def test_features_are_compared_with_sr_and_without(store):
     assert text.count("<td>5.000</td>") == 1
     assert text.count(">not tested<") == 2
     shown = page.embeddings({"FL": {"method": "fl"}}, "The test images of MNIST by features.")
-    assert "not run" in shown
+    assert ">run without features<" in shown
+    shown = page.embeddings({"GCE": {"method": "gce"}}, "The test images of MNIST by features.")
+    assert ">not run<" in shown

@@ -88,11 +88,26 @@ def test_of_one_seed_the_run_in_float32_counts():
     assert cell(second).runs == (second,)
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100"])
-def test_nlnl_gets_no_verdict_since_it_has_fewer_epochs(name):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mnist", "may be of a run 14 times as long"),
+        ("cifar10", "may be of a run 8 times as long"),
+        ("cifar100", "is of a run 10 times as long"),
+    ],
+)
+def test_nlnl_gets_no_verdict_since_it_has_fewer_epochs(name, said):
     (found,) = [c for c in report.cells_of("table1", [stored("nlnl", dataset=name)]) if c.runs]
-    assert found.verdict == "fewer epochs"
-    assert "8 to 14 times as long" in found.words
+    assert (found.verdict, found.judged) == ("fewer epochs", False)
+    assert found.words == f"no verdict: the paper's {said}"
+    assert f"1/{found.longer} epochs" in report.grid([found])
+    assert "<td>-</td>" in report.comparison([found])  # no difference either
+
+
+def test_of_nlnl_under_asymmetric_noise_cifar10s_are_apls():
+    run = run_of(make_spec("cifar10", "nlnl", noise="asymmetric", noise_rate=0.2))
+    (found,) = [c for c in report.cells_of("table2", [run]) if c.runs]
+    assert found.words == "no verdict: the paper's is of a run 8 times as long"
 
 
 @pytest.mark.parametrize(
@@ -146,7 +161,32 @@ def test_comparison_puts_paper_and_verdict_behind_the_name_and_links_each_seed()
 def test_comparison_names_precisions_where_they_are_mixed():
     group = report.cells_of("fig3", [stored(), stored("ce", 22.0, precision="bf16")])
     assert "bf16" in report.comparison(group)
+    assert report.grid(group).count("<small>bf16</small>") == 1
     assert "precision" not in report.comparison([cell(stored())])
+    alone = cell(stored("ce", precision="bf16"))
+    assert "<small>bf16" not in report.grid([alone])
+
+
+def test_comparison_has_the_difference_where_there_is_a_verdict():
+    assert "<td>+0.44</td>" in report.comparison([cell(stored(accuracy=98.5))])
+    assert "<td>\N{MINUS SIGN}1.06</td>" in report.comparison([cell(stored(accuracy=97.0))])
+    assert "<td>-</td>" in report.comparison([cell(stored(profile="lite"))])
+
+
+def test_a_sweep_says_what_is_varied_and_what_becomes_of_the_labels():
+    one = experiment_specs("sweeps")[0]
+    history = {"test_accuracy": [80.0, 75.0], "memorised": [0.1, 0.4], "corrected": [0.3, 0.25]}
+    run = StoredRun(one, history | {"fitted": [0.5, 0.875]}, FACTS, [[1]])
+    cells = report.cells_of("sweeps", [run])[:2]
+    assert cells[0].drop == 5
+    assert isnan(cells[1].drop)
+    text = report.sweep(cells)
+    for value in ("75.00", "5.00", "40.0", "25.0", "87.5", "paper"):
+        assert f">{value}<" in text
+    assert text.count("<td>-</td>") == 5  # of the one that is not run
+    assert "growing" not in text
+    grows = report.cells_of("warmup", [])
+    assert report.sweep(grows, growing=True).count("4, growing") == 2
 
 
 def test_conditions_are_named_where_they_differ():
