@@ -1,12 +1,13 @@
 """Which classes CE+SR loses in its first epochs, and what a warm-up changes.
 
     python benchmarks/lost_classes.py [--seeds 1-20] [--variants none warmup ...] [--epochs 3]
+                                      [--precision float32]
 
 MNIST, symmetric 0.8: the first epochs of the runs at the paper's budget (their learning rate and
 their lambda), one row for each seed and variant. A class is lost if its recall on the test set is
 below 5%. Rows are appended to ``results/lost_classes/lost_classes.csv`` as they finish, and those
-that are there are not made again, so that several processes may share the work. Rows of an earlier
-protocol have other ids, and do not count.
+that are there in this precision are not made again, so that several processes may share the work.
+Rows of an earlier protocol have other ids, and do not count.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def recalls(spec: RunSpec, weights: dict[str, Any], data: Any) -> torch.Tensor:
     return hits / data.test_labels.bincount(minlength=data.num_classes)
 
 
-def first_epochs(spec: RunSpec, data: Any, epochs: int) -> list[dict[str, Any]]:
+def first_epochs(spec: RunSpec, data: Any, epochs: int, precision: str) -> list[dict[str, Any]]:
     """Test accuracy and lost classes after each of the first epochs."""
     rows: list[dict[str, Any]] = []
 
@@ -79,7 +80,7 @@ def first_epochs(spec: RunSpec, data: Any, epochs: int) -> list[dict[str, Any]]:
             raise EnoughError
 
     with contextlib.suppress(EnoughError):
-        train(spec, data, on_epoch=record)
+        train(spec, data, precision=precision, on_epoch=record)
     return rows
 
 
@@ -88,10 +89,12 @@ def main() -> None:
     parser.add_argument("--seeds", default="1-20", help="such as 1-20")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["none", "warmup"])
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--precision", choices=("auto", "float32", "bf16"), default="auto")
     args = parser.parse_args()
     path: Path = results_folder() / "lost_classes" / "lost_classes.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     data, device = load_dataset("mnist"), resolve_device()
+    precision = resolve_precision(args.precision, device)
     first, _, last = args.seeds.partition("-")
     for seed in range(int(first), int(last or first) + 1):
         for variant in args.variants:
@@ -99,7 +102,8 @@ def main() -> None:
             lock = filelock.FileLock(path.with_name(f".{spec.id}.lock"))
             with filelock.FileLock(path.with_name(".csv.lock")):
                 done = path.exists() and any(
-                    row["run"] == spec.id for row in csv.DictReader(path.open())
+                    (row["run"], row["precision"]) == (spec.id, precision)
+                    for row in csv.DictReader(path.open())
                 )
             try:
                 lock.acquire(timeout=0)
@@ -109,14 +113,14 @@ def main() -> None:
                 if done:
                     continue
                 start = time.perf_counter()
-                rows = first_epochs(spec, data, args.epochs)
+                rows = first_epochs(spec, data, args.epochs, precision)
                 seconds = round(time.perf_counter() - start, 1)
                 for row in rows:
                     row |= {
                         "seed": seed,
                         "variant": variant,
                         "run": spec.id,
-                        "precision": resolve_precision("auto", device),
+                        "precision": precision,
                         "device": device_name(device),
                         "threads": torch.get_num_threads(),
                         "torch": torch.__version__,
