@@ -18,7 +18,7 @@ Run = tuple[str, str, Condition]  # data set, method, condition
 MOST_SEEDS = 1000
 COMPARED = ("ce", "fl", "gce", "sce", "nlnl", "apl", "ce_sr", "fl_sr", "gce_sr")
 CE = ("ce", "ce_sr")
-PAIRS = ("ce", "ce_sr", "fl", "fl_sr", "gce", "gce_sr")
+PAIRED = ("ce", "ce_sr", "fl", "fl_sr", "gce", "gce_sr")
 MNIST = ("mnist",)
 CIFAR10 = ("cifar10",)
 CIFARS = ("cifar10", "cifar100")
@@ -68,7 +68,7 @@ def _grid(
 def _pairs(dataset: str, noise: str) -> tuple[Run, ...]:
     """Figures 10, 11 and 12: four losses and rates, each without and with SR."""
     weaker = _grid([dataset], CE, _noise(noise, 0.2))
-    return _grid([dataset], PAIRS, _noise(noise, 0.4)) + weaker
+    return _grid([dataset], PAIRED, _noise(noise, 0.4)) + weaker
 
 
 SYMMETRIC = _noise("symmetric", 0.0, 0.2, 0.4, 0.6, 0.8)
@@ -92,10 +92,10 @@ TAU_BESIDE_WEIGHT = [
 ]
 DETACHED = _varied(0.8, "loss_params", {"detach": True}, {"detach": False})
 RUNS: dict[str, tuple[Run, ...]] = {
-    "Figure 1: features on MNIST, symmetric 0.8": _grid(MNIST, PAIRS[2:], AT_08),
+    "Figure 1: features on MNIST, symmetric 0.8": _grid(MNIST, PAIRED[2:], AT_08),
     "Figure 2: lambda, CIFAR-10, symmetric 0.6": _grid(CIFAR10, ["ce_sr"], WEIGHTS)
     + _grid(CIFAR10, ["fl_sr"], WEIGHTS),
-    "Figure 3: sparse rate and test accuracy, MNIST, symmetric 0.8": _grid(MNIST, PAIRS, AT_08),
+    "Figure 3: sparse rate and test accuracy, MNIST, symmetric 0.8": _grid(MNIST, PAIRED, AT_08),
     "Figure 4: p and tau, CIFAR-10, symmetric 0.6": _grid(CIFAR10, ["ce_sr"], _sweep(0.6, **SWEPT)),
     "Figure 5: features on MNIST, CE and CE+SR": _grid(MNIST, CE, SYMMETRIC[1:]),
     "Figure 6: tau beside lambda, CIFAR-10, symmetric 0.6": _grid(
