@@ -181,7 +181,11 @@ class Cell:
 
     @property
     def longer(self) -> int:
-        """How many times our epochs APL's runs of NLNL had, of which the paper has some."""
+        """How many times our epochs APL's runs of NLNL had, of which the paper has some.
+
+        Raises:
+            ValueError: APL has none on this data set.
+        """
         theirs = make_spec(self.wanted.dataset, "nlnl", budget="nlnl").epochs
         return round(theirs / self.wanted.epochs)
 
@@ -299,12 +303,10 @@ def grid(cells: Sequence[Cell]) -> Html:
     mixed, wide = _mixed(cells), dict[str, dict[str, object]]()
     for cell in cells:
         row = wide.setdefault(cell.spec.method, {"method": method_name(cell.spec.method)})
-        notes = {"reduced budget": cell.spec.profile, "fewer epochs": f"1/{cell.longer} epochs"}
-        said = [
-            notes.get(cell.verdict, ""),
-            cell.precisions * (mixed and "bf16" in cell.precisions),
-        ]
-        budget = f" <small>{', '.join(filter(None, said))}</small>" * any(said)
+        said: list[str] = [cell.spec.profile] if cell.verdict == "reduced budget" else []
+        said += [f"1/{cell.longer} epochs"] if cell.verdict == "fewer epochs" else []
+        said += [cell.precisions] if mixed and "bf16" in cell.precisions else []
+        budget = f" <small>{', '.join(said)}</small>" * bool(said)
         paper = f'<br><small title="paper">{_html(cell.paper or "-")}</small>'
         ours_marked = mark(cell.verdict, ours(cell), cell.words)
         row[cell.wanted.condition.removeprefix("clean-")] = Html(ours_marked + budget + paper)

@@ -206,6 +206,11 @@ def test_grid_has_a_row_a_method_and_a_column_a_condition():
     assert text.count('class="verdict not-run"') == 43
 
 
+@pytest.mark.parametrize("name", ["table3", "table5"])  # data and conditions without NLNL
+def test_grid_takes_every_table(name):
+    assert 'class="verdict not-run"' in report.grid(report.cells_of(name, []))
+
+
 def test_a_table_escapes_what_is_not_html_and_needs_rows():
     text = report.table([{"a<b": "x & y", "link": report.Html("<b>bold</b>")}])
     assert "a&lt;b" in text
