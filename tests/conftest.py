@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from lnlsr_lib import cost
 from lnlsr_lib.data import Dataset, load_dataset
@@ -16,6 +17,9 @@ from lnlsr_lib.spec import RunSpec
 
 # One thread: the networks' inputs are tiny, and other work may share the machine.
 torch.set_num_threads(1)
+# For the same reason no example has a deadline.
+settings.register_profile("lnlsr", deadline=None)
+settings.load_profile("lnlsr")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -4,7 +4,7 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torchvision import transforms
 from torchvision.transforms import functional as TF
@@ -130,7 +130,6 @@ def cases(draw):
     return augmentation, noise(*shape, seed=draw(st.integers(0, 99))), draw(st.integers(0, 2**32))
 
 
-@settings(deadline=None)
 @given(case=cases())
 def test_any_augmentation_of_any_image_is_that_of_torchvision(case):
     augmentation, images, seed = case
@@ -141,7 +140,6 @@ def test_any_augmentation_of_any_image_is_that_of_torchvision(case):
 # --- the images ----------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(case=cases())
 def test_a_batch_by_index_is_the_whole_by_index(case):
     augmentation, images, seed = case

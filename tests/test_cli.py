@@ -471,7 +471,7 @@ WORDS = st.one_of(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(words=st.lists(WORDS, max_size=8))
 @example(words=["run", "fig3", "--profile", "smoke", "--seeds", "1-1000000000"])
 @example(words=["estimate", "fig3", "--profile", "smoke", "--tflops", "1e-320"])

@@ -334,7 +334,6 @@ VALUES = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(
     base=st.sampled_from(SPECS),
     changes=st.dictionaries(st.sampled_from([*RunSpec.model_fields, "extra"]), VALUES, max_size=4),
@@ -356,7 +355,7 @@ def test_whatever_the_fields_a_spec_is_whole_or_refused(base, changes):
 
 
 @pytest.mark.parametrize("name", RunSpec.model_fields)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(value=VALUES)
 def test_no_value_of_any_one_field_raises_anything_but_a_validation_error(name, value):
     with contextlib.suppress(ValidationError):

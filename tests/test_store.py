@@ -306,7 +306,7 @@ PIECES = st.recursive(
     ),
     max_leaves=6,
 )
-attacked = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+attacked = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @attacked
