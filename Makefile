@@ -22,8 +22,8 @@ ifndef LNLSR_LOCKED
 LOCKED := LNLSR_LOCKED=1 $(PYTHON) scripts/locked.py .make.lock $(LOCKED)
 endif
 
-.PHONY: help setup notebooks book test strict lint format release clean python
-.PHONY: in-notebooks in-book in-test in-strict in-release
+.PHONY: help setup notebooks book test strict floors lint format release clean python
+.PHONY: in-notebooks in-book in-test in-strict in-floors in-release
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,17 @@ strict: python  ## execute every notebook twice, and compare what it puts out
 in-strict: $(READY)
 	$(BIN)/python scripts/strict.py
 
+floors: python  ## test losses, SR and noise beside the oldest PyTorch and NumPy allowed; Python 3.11 or 3.12
+	+@$(LOCKED) in-floors
+
+# Neither the other modules nor the fixtures, which need the newest PyTorch.
+in-floors:
+	rm -rf .floors
+	$(PYTHON) -m venv .floors
+	.floors/bin/python -m pip install --quiet 'torch==2.3.0' 'numpy==2.0.0' pytest hypothesis .
+	.floors/bin/python -m pytest --noconftest -p no:cacheprovider tests/test_losses.py \
+		tests/test_regularization.py tests/test_noise.py tests/test_checks.py
+
 lint: setup  ## check style and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -86,6 +97,6 @@ in-release: $(READY)
 	LNLSR_WHEEL=$$(ls dist/*.whl) $(BIN)/python -m pytest tests/test_release.py
 
 clean:  ## remove what the other targets made, but for results/
-	rm -rf $(VENV) .make.lock book/_build book/notebooks book/_vendor book/_generated *.egg-info build dist
+	rm -rf $(VENV) .floors .make.lock book/_build book/notebooks book/_vendor book/_generated *.egg-info build dist
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

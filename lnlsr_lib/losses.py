@@ -32,6 +32,7 @@ from lnlsr_lib.checks import (
     check_rows,
     check_whole,
     kept_rows,
+    look,
     reduce_rows,
     warn_of_softmax,
 )
@@ -57,6 +58,8 @@ __all__ = [
 ]
 
 RCE_LOG_ZERO = math.log(1e-4)  # A, the logarithm of a clamped 0; source: the authors' code
+# Below it log u is that of a class that was masked, with -inf, -1e9 or the like; ours.
+MASKED = -1e4
 
 PerSample = Callable[..., Tensor]  # of logits and labels, and parameters of its own
 
@@ -83,20 +86,28 @@ def _log_target(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _of_all(log_u: Tensor) -> Tensor:
-    """Log u for a sum over the classes, from which a class that is masked with -inf stays out."""
-    return log_u.masked_fill(log_u == -math.inf, 0.0)
+    """Log u for a sum over the classes, from which a class that is masked stays out."""
+    return log_u.masked_fill(log_u < MASKED, 0.0)
+
+
+def _share(losses: Tensor, log_u: Tensor, labels: Tensor) -> Tensor:
+    """The label's part of the sum of all classes' losses, (N,); 1, its limit, if it is masked."""
+    masked = _at(log_u.detach(), labels) < MASKED
+    return torch.where(masked, 1.0, _at(losses, labels) / losses.sum(dim=1))
 
 
 def _focal(log_u: Tensor, gamma: float, detach: bool) -> Tensor:
     """-(1 - u)^gamma log u, entry by entry; the power constant to the gradient if ``detach``."""
     if gamma == 0:
         return -log_u
+    masked = log_u.detach() == -math.inf  # the loss is infinite there, its slope that of CE
+    given, log_u = log_u, log_u.masked_fill(masked, -1.0)
     # 1 - u without cancellation. The floor keeps the power's slope finite at u = 1, where the loss
     # and its gradient are 0.
     miss = (-torch.expm1(log_u.detach() if detach else log_u)).clamp_min(
         torch.finfo(log_u.dtype).tiny
     )
-    return -(miss**gamma) * log_u
+    return torch.where(masked, -given, -(miss**gamma) * log_u)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -234,7 +245,7 @@ def normalized_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Source: Ma et al., ICML 2020.
     """
     log_u = _log_softmax(logits, labels)
-    return _at(log_u, labels) / _of_all(log_u).sum(dim=1)
+    return _share(_of_all(log_u), log_u, labels)
 
 
 def normalized_focal_loss(
@@ -260,8 +271,8 @@ def normalized_focal_loss(
     Source: Ma et al., ICML 2020.
     """
     gamma = check_parameter("gamma", gamma, 0.0)
-    focal = _focal(_of_all(_log_softmax(logits, labels)), gamma, detach)
-    return _at(focal, labels) / focal.sum(dim=1)
+    log_u = _log_softmax(logits, labels)
+    return _share(_focal(_of_all(log_u), gamma, detach), log_u, labels)
 
 
 def partially_huberised_cross_entropy(logits: Tensor, labels: Tensor, t: float = 10.0) -> Tensor:
@@ -345,7 +356,9 @@ class Loss(nn.Module):
         **params: Any,
     ) -> None:
         super().__init__()
-        if weight is not None and (weight.ndim != 1 or not bool((weight >= 0).all())):
+        if weight is not None and not isinstance(weight, Tensor):
+            raise TypeError(f"weight must be a torch.Tensor, got {type(weight).__name__}")
+        if weight is not None and (weight.ndim != 1 or look((weight >= 0).all()) is False):
             raise ValueError(f"weight must be (K,), each >= 0, got {weight!r}")
         self.reduction = check_reduction(reduction)
         self.ignore_index: int | None = operator.index(ignore_index)
@@ -360,6 +373,9 @@ class Loss(nn.Module):
         kept = kept_rows(labels, self.ignore_index)
         if kept is not None:
             labels = torch.where(kept, labels, 0)
+            fits = isinstance(logits, Tensor) and logits.device == kept.device
+            if fits and logits.shape[:1] + logits.shape[2:] == kept.shape:
+                logits = logits.masked_fill(~kept.unsqueeze(1), 0.0)  # class 0 may be masked there
         assert self.function is not None, "a subclass without a function defines forward"
         rows = self.function(logits, labels, **self.params)  # (N,)
         if not torch.compiler.is_compiling() and self._new:
@@ -486,6 +502,7 @@ class NegativeLearning(Loss):
         self.class_weight = counts.max() / counts.clamp_min(1)
         visits = self.WINDOW if self.phases == 3 else 0
         self.confidence = torch.zeros(visits, len(labels), device=labels.device)
+        self.shifts = torch.zeros(0, 0, dtype=torch.int64)  # those of other samples
 
     def start_epoch(self, epoch: int, epochs: int, generator: torch.Generator) -> None:
         """Choose the phase, and draw the complementary labels' distances from the given ones.
@@ -534,7 +551,8 @@ class NegativeLearning(Loss):
             miss = (-torch.expm1(log_u.gather(1, others))).clamp_min(self.CLAMP)
             loss, total = -weight * miss.log().sum(dim=1), used.sum()
         if self.training and self.phases == 3:
-            self.confidence[self.slot, index] = _at(log_u, labels).detach().exp().float()
+            seen = _at(log_u, labels).detach().exp()
+            self.confidence[self.slot, index] = seen.to(self.confidence.dtype)
         loss = reduce_rows(loss * used, "none" if self.reduction == "none" else "sum")
         return loss / total.clamp_min(1e-12) if self.reduction == "mean" else loss
 

@@ -42,6 +42,9 @@ SHORTEST = 0.01
 # with 80% noise, from 8 times with clean labels.
 FAR_ABOVE = 5.0
 ONCE = "it is called once an epoch"
+LARGEST = 3e38  # lambda, a float32
+MOST_CLASSES = 1024  # for which lambda_crit is looked up unasked: it takes K x K logits
+FIRST_CHECK = 32  # batches, before which a network may well predict one class
 # Of PyTorch's own, the losses of logits (N, K) and one label each. The others, such as NLLLoss and
 # those of several labels, would give a wrong number.
 WRAPPED = (nn.CrossEntropyLoss, nn.MultiMarginLoss)
@@ -119,24 +122,28 @@ def critical_weight(loss: nn.Module, num_classes: int, p: float) -> float:
         lambda_crit >= 0; infinite for p = 1, whose norm is constant.
 
     Raises:
-        TypeError, ValueError: bad arguments.
+        TypeError, ValueError: bad arguments; a loss that has SR in it.
     """
     num_classes = check_whole("num_classes", num_classes, 2)
     p = check_parameter("p", p, 0.0, 1.0, open_low=True)
+    if not isinstance(loss, nn.Module) or isinstance(loss, SparseRegularization):
+        raise TypeError(f"loss must be the module that SR is put around, got {type(loss).__name__}")
     if p == 1:
         return math.inf
-    exact = copy.deepcopy(loss).to("cpu", torch.float64)
+    exact: Any = copy.deepcopy(loss).to("cpu", torch.float64)
+    if hasattr(exact, "ignore_index"):
+        exact.ignore_index = -100  # every class counts
     labels = torch.arange(num_classes)
     towards = torch.zeros(num_classes, dtype=torch.float64)
     towards[0], towards[1] = 1.0, -1.0  # mean square 2 / K
 
-    def along(step: Tensor) -> Tensor:
-        rows = (step * towards).expand(num_classes, -1)
-        value: Tensor = exact(rows, labels)
-        return value / num_classes if getattr(loss, "reduction", "") == "sum" else value.mean()
-
-    second = torch.func.grad(torch.func.grad(along))(torch.zeros((), dtype=torch.float64))
-    kappa = second.item() * num_classes / 2
+    step = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    with torch.enable_grad():
+        value: Tensor = exact((step * towards).expand(num_classes, -1), labels)
+        value = value / num_classes if getattr(loss, "reduction", "") == "sum" else value.mean()
+        (first,) = torch.autograd.grad(value, step, create_graph=True)
+        second = torch.autograd.grad(first, step)[0].item() if first.requires_grad else 0.0
+    kappa = second * num_classes / 2
     # rounding leaves a symmetric loss 1e-17 or so
     return max(kappa, 0.0) / (p * (1 - p) * num_classes ** (1 - p)) if kappa > 1e-12 else 0.0
 
@@ -170,9 +177,10 @@ class SparseRegularization(nn.Module):
     done, a buffer. Accuracy is taken from the plain logits: the argmax is the same. As PyTorch's
     criteria it also takes logits (N, K, ...) with labels (N, ...).
 
-    It warns, once each, of a lambda far above :func:`critical_weight`, of a training batch that has
-    collapsed to one predicted class, and of ``step()`` after every batch; in eager mode alone, and
-    of the batches on the CPU alone.
+    It warns, once each, of a lambda far above :func:`critical_weight` (up to 1,024 classes), of
+    training batches that have collapsed to one predicted class (looked for at batch 32, 64, 128 and
+    so on), and of ``step()`` after every batch; in eager mode alone, and of the batches on the CPU
+    alone.
 
     Args:
         loss: any module of (logits (N, K), labels (N,)): PyTorch's or this library's. Its
@@ -186,7 +194,8 @@ class SparseRegularization(nn.Module):
             :func:`critical_weight` says where classes are lost. Authors' code: 1.2 on CIFAR-10.
         growth: rho, the factor at each growth of lambda, > 0. Authors' code: 1.03 on CIFAR-10.
         every: r, the epochs between growths, > 0; a Fraction for a schedule that is squeezed.
-        unit_logits: scale logits to unit length before sharpening. Authors' code: on CIFAR.
+        unit_logits: scale logits to unit length before sharpening. Authors' code: on CIFAR. No
+            class may be masked then: -inf is refused, and -1e9 would leave nothing of the others.
         warmup: epochs at the start that train the wrapped loss alone, on plain logits, >= 0. Ours,
             not the paper's, and 0 by default: at high noise rates SR may lose a class for good in
             its first epoch.
@@ -232,9 +241,12 @@ class SparseRegularization(nn.Module):
         self.every = Fraction(every)
         self.unit_logits = unit_logits
         self.warmup = check_whole("warmup", warmup, 0)
-        # batches seen, and since step(); steps after a single batch. Not in compiled code; a list,
-        # since a module is slow to set attributes of
-        self._counts = [0, 0, 0]
+        # batches seen, and since step(); steps after a single batch; checks in a row that found the
+        # batch collapsed. Not in compiled code; a list, since a module is slow to set attributes of
+        self._counts = [0, 0, 0, 0]
+        # a loss inside the loss may ignore labels, too
+        inner = (m.ignore_index for m in loss.modules() if hasattr(m, "ignore_index"))
+        self._ignored: Any = next(inner, None)
         # as BatchNorm's num_batches_tracked: saved, moved and broadcast with the weights, read by
         # compiled code without compiling it anew
         self.register_buffer("epochs_done", torch.zeros((), dtype=torch.int64))
@@ -277,17 +289,29 @@ class SparseRegularization(nn.Module):
             return self.initial_weight, False
         done = look(self._buffers["epochs_done"])  # type: ignore[arg-type]  # faster so
         if done is not None:
-            return self.initial_weight * self._factor(int(done)), done < self.warmup
+            weight = self.initial_weight * self._factor(int(done))
+            if weight > LARGEST:
+                raise OverflowError(f"lambda overflows after {done} calls of step(): {ONCE}")
+            return weight, done < self.warmup
         epochs = self.epochs_done.to(device)
         growths = epochs * self.every.denominator // self.every.numerator
         wide = torch.float32 if device.type == "mps" else torch.float64
         return self.initial_weight * self.growth ** growths.to(wide), epochs < self.warmup
 
+    def _apply(self, fn: Any, recurse: bool = True) -> SparseRegularization:
+        """As of any module; class weights stay as wide as the logits that come to the loss."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for module in self.loss.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and buffer.dtype in (torch.float16, torch.bfloat16):
+                    module._buffers[name] = buffer.float()
+        return self
+
     def step(self) -> None:
         """Say that one more epoch is done."""
         self.epochs_done += 1
-        seen, since, before = self._counts
-        self._counts = [seen, 0, single := before + 1 if since == 1 else 0]
+        seen, since, before, collapsed = self._counts
+        self._counts = [seen, 0, single := before + 1 if since == 1 else 0, collapsed]
         if single == 100 and self.growth != 1:
             warnings.warn(f"step() came after each of the last 100 batches; {ONCE}", stacklevel=2)
 
@@ -313,10 +337,14 @@ class SparseRegularization(nn.Module):
             z = torch.where(warming, logits, z)
             norm = torch.where(warming, 0.0, norm)
         wrapped: Any = self._modules["loss"]  # faster so
-        loss: Tensor = wrapped(z, labels, *more)
+        try:
+            loss: Tensor = wrapped(z, labels, *more)
+        except ValueError:  # it saw what we made of the logits; say what was wrong with these
+            check_rows(norm.sum(), logits, self.unit_logits)
+            raise
         # a loss that does not say is taken as it comes
         reduction = getattr(wrapped, "reduction", "none" if loss.ndim else "mean")
-        kept = kept_rows(labels, getattr(wrapped, "ignore_index", None))
+        kept = kept_rows(labels, getattr(wrapped, "ignore_index", self._ignored))
         norm = reduce_rows(norm, reduction, kept)
         if not torch.compiler.is_compiling():
             check_rows(norm.sum() if norm.ndim else norm, logits, self.unit_logits)
@@ -326,43 +354,63 @@ class SparseRegularization(nn.Module):
             if counts[0] == 1:
                 warn_of_softmax(logits)
             if not counts[0] & (counts[0] - 1):  # the first batch, the 2nd, the 4th, 8th, ...
-                self._watch(z.detach(), labels, more, loss.detach())
+                self._watch(z.detach(), labels, more, kept)
         if isinstance(weight, Tensor):  # a float, too, is rounded to the tensor it multiplies
             return loss + weight.to(norm.dtype) * norm
         return torch.add(loss, norm, alpha=weight)  # faster than a product and a sum
 
-    def _watch(self, z: Tensor, labels: Tensor, more: tuple[Tensor, ...], loss: Tensor) -> None:
+    def _watch(
+        self, z: Tensor, labels: Tensor, more: tuple[Tensor, ...], kept: Tensor | None
+    ) -> None:
         """Say once what cannot work."""
         seen, rows = self._counts[0], labels.flatten()
-        if seen == 1:
-            self._first_look(z, labels, more, loss)
-        if seen < 256 or not self.training or not self.initial_weight or len(rows) < 16:
+        if seen == 1 and not more and not labels.is_floating_point():
+            self._first_look(z, labels)
+        if seen < FIRST_CHECK or not self.training or not self.initial_weight:
             return
         predicted = z.argmax(dim=1).flatten()
-        if look((predicted == predicted[0]).all()) and look((rows != rows[0]).any()):
+        if kept is not None:
+            rows, predicted = rows[kept.flatten()], predicted[kept.flatten()]
+        if len(rows) < 16:
+            return
+        collapsed = look((predicted == predicted[0]).all()) and look((rows != rows[0]).any())
+        self._counts[3] = self._counts[3] + 1 if collapsed else 0
+        if self._counts[3] == 2:
             self._counts[0] = -(2**62)  # once
             message = "SR has collapsed: all outputs of a training batch predict the same class"
             warnings.warn(f"{message}; critical_weight says what weight is safe", stacklevel=5)
 
-    def _first_look(self, z: Tensor, labels: Tensor, more: Any, loss: Tensor) -> None:
+    def _first_look(self, z: Tensor, labels: Tensor) -> None:
         """Refuse a loss that sums without saying so, and warn of a lambda far above lambda_crit."""
-        if more or look(loss.sum()) is None or labels.is_floating_point():
+        if not hasattr(self.loss, "reduction"):
+            self._check_mean(z, labels)
+        if self.unit_logits or z.shape[1] > MOST_CLASSES:
             return
-        if not hasattr(self.loss, "reduction") and not loss.ndim:
-            with torch.no_grad():
-                twice = copy.deepcopy(self.loss)(torch.cat([z, z]), torch.cat([labels, labels]))
-            if not torch.allclose(twice, loss, rtol=1e-3):
-                raise ValueError("loss is no mean over the batch: it must say so in loss.reduction")
         try:
             critical = critical_weight(self.loss, z.shape[1], self.p)
         except Exception:  # any loss may be wrapped, and not each has a second derivative
             return
-        if self.initial_weight > FAR_ABOVE * critical and not self.unit_logits:
+        if self.initial_weight > FAR_ABOVE * critical:
             message = (
                 f"weight (lambda) = {self.initial_weight:g} is far above critical_weight = "
                 f"{critical:.3g} of this loss with {z.shape[1]} classes and p = {self.p:g}"
             )
             warnings.warn(f"{message}: outputs are likely to fall to few classes", stacklevel=6)
+
+    @torch.no_grad()
+    def _check_mean(self, z: Tensor, labels: Tensor) -> None:
+        """Refuse a loss that does not say how it reduces, and whose value grows with the batch."""
+        try:
+            loss = copy.deepcopy(self.loss)
+            once, again = loss(z, labels), loss(z, labels)
+            twice = loss(torch.cat([z, z]), torch.cat([labels, labels]))
+            if once.ndim or not look(once.isfinite()) or not torch.equal(once, again):
+                return  # one value per sample; nothing to compare; it draws at random
+            grows = not torch.allclose(twice, once, rtol=1e-3)
+        except Exception:  # it cannot be copied, or called twice
+            return
+        if grows:
+            raise ValueError("loss is no mean over the batch: it must say so in loss.reduction")
 
     def extra_repr(self) -> str:
         names = ("temperature", "p", "growth", "every", "unit_logits", "warmup")

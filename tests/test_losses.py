@@ -386,6 +386,10 @@ def test_bad_class_weights_and_labels_of_maps_are_refused():
     for weight in (torch.ones(2, 2), -torch.ones(3), torch.tensor([math.nan, 1.0])):
         with pytest.raises(ValueError, match=r"weight must be \(K,\), each >= 0"):
             build_loss("ce", weight=weight)
+    with pytest.raises(TypeError, match=r"weight must be a torch\.Tensor, got list"):
+        CrossEntropy(weight=[1.0, 2.0])
+    with torch.device("meta"):
+        assert build_loss("ce", weight=torch.ones(3)).weight.is_meta
     with pytest.raises(ValueError, match=r"weight must be \(4,\), got \(3,\)"):
         build_loss("gce", weight=torch.ones(3))(torch.zeros(2, 4), torch.tensor([0, 1]))
     maps = torch.zeros(2, 3, 4, 5)
@@ -409,6 +413,49 @@ def test_a_class_masked_with_minus_infinity_is_no_class(name, params):
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(gradient[:, :5], wanted)
     assert (gradient[:, 5] == 0).all()
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_an_ignored_label_beside_a_masked_class_has_no_gradient(name):
+    """Padding is often class 0, masked, and its labels ignored."""
+    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.tensor([1, -100, 2, 3, -100, 4])
+    masked, kept = logits.masked_fill(torch.arange(5) == 0, -math.inf), labels >= 0
+    loss = build_loss(name)
+    value, gradient = value_and_gradient(lambda z: loss(z, labels), masked)
+    expected = value_and_gradient(lambda z: loss(z, labels[kept]), masked[kept])
+    torch.testing.assert_close(value, expected[0])
+    torch.testing.assert_close(gradient[kept], expected[1])
+    assert (gradient[~kept] == 0).all()
+
+
+@pytest.mark.parametrize("params", [{}, {"detach": True}], ids=repr)
+def test_a_label_of_a_masked_class_has_the_limit(params):
+    logits, labels = torch.zeros(1, 4), torch.tensor([1])
+    logits[0, 1] = -math.inf
+    ce = value_and_gradient(lambda z: nn.CrossEntropyLoss()(z, labels), logits)
+    fl = value_and_gradient(lambda z: build_loss("fl", **params)(z, labels), logits)
+    assert fl[0] == ce[0] == math.inf
+    torch.testing.assert_close(fl[1], ce[1])
+    for name, more in (("nce", {}), ("nfl", params), ("apl", {"beta": 0.0})):
+        loss = build_loss(name, **more)
+        value, gradient = value_and_gradient(lambda z, loss=loss: loss(z, labels), logits)
+        assert value == 1
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["nce", "nfl", "apl", "nce_rce", "nfl_rce"])
+@pytest.mark.parametrize("mask", [-1e9, torch.finfo(torch.float32).min])
+def test_a_class_masked_with_a_number_is_no_class_either(name, mask):
+    logits, labels = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.arange(6)
+    labels, loss = labels % 4, build_loss(name)
+    out = [
+        value_and_gradient(
+            lambda z: loss(z, labels), logits.masked_fill(torch.arange(5) == 4, number)
+        )
+        for number in (-math.inf, mask)
+    ]
+    torch.testing.assert_close(out[1], out[0])
 
 
 @pytest.mark.parametrize("name", list(FORMULAS))
@@ -666,6 +713,26 @@ def test_lemma_1_holds_for_negative_learning_in_expectation(network):
     expected = (miss.sum(dim=1, keepdim=True) - miss) / (len(v) - 1)  # (N, K), by given label
     sums = expected.sum(dim=1)
     torch.testing.assert_close(sums, -torch.log(1 - v).sum().expand_as(sums))
+
+
+def test_other_samples_need_another_epoch():
+    loss = build_loss("nlnl")
+    loss.attach(torch.arange(20) % 5, 5)
+    loss.start_epoch(0, 3, 0)
+    labels = torch.arange(10) % 2
+    loss.attach(labels, 2)
+    with pytest.raises(RuntimeError, match=r"start_epoch\(\) come before the first batch"):
+        loss(torch.randn(10, 2), labels, torch.arange(10))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_three_phases_train_in_any_precision(dtype):
+    labels = torch.arange(10) % 5
+    loss = build_loss("nlnl", phases=3)
+    loss.attach(labels, 5)
+    loss.start_epoch(0, 3, 0)
+    loss.to(dtype)
+    assert loss(torch.randn(10, 5).to(dtype), labels, torch.arange(10)).isfinite()
 
 
 # --- Co-teaching ----------------------------------------------------------------------------------

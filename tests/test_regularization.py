@@ -731,12 +731,39 @@ class TestWarnings:
         collapsed[:, 3] = 9.0
         alive = collapsed.clone()
         alive[0] = 0.0
-        for batch in range(1, 1025):  # asked at 256, 512 and 1024
-            if batch == 512:
+        for batch in range(1, 1025):  # asked at 32, 64, 128, 256, ...: twice in a row is enough
+            if batch == 256:
                 with pytest.warns(UserWarning, match="SR has collapsed: all outputs"):
                     criterion(collapsed, labels)
             else:
-                criterion(alive if batch == 256 else collapsed, labels)
+                criterion(alive if batch == 64 else collapsed, labels)
+
+    def test_a_collapse_is_judged_by_the_labels_that_count(self):
+        _, labels = draw(n=64)
+        outputs = torch.zeros(64, 10)
+        outputs[:, 3] = 9.0
+        ignored = torch.full((64,), -100)
+        ignored[:20] = 3  # all that count are of one class, and predicted as such
+        criterion = SparseRegularization(nn.CrossEntropyLoss())
+        for _ in range(130):
+            criterion(outputs, ignored)
+        labels[0] = -100
+        outputs[0] = torch.arange(10.0)  # predicted otherwise, and ignored
+        criterion = SparseRegularization(nn.CrossEntropyLoss())
+        for _ in range(63):
+            criterion(outputs, labels)
+        with pytest.warns(UserWarning, match="SR has collapsed"):
+            criterion(outputs, labels)
+
+    @pytest.mark.parametrize("device", ["cpu", "meta"])
+    def test_a_weight_far_above_the_critical_one_on_any_device(self, device):
+        logits, labels = (tensor.to(device) for tensor in draw())
+        with pytest.warns(UserWarning, match="far above critical_weight = 0 of this loss"):
+            SparseRegularization(build_loss("mae"))(logits, labels)
+
+    def test_many_classes_cost_no_square(self):
+        logits, labels = torch.zeros(2, 20_000), torch.zeros(2, dtype=torch.int64)
+        SparseRegularization(build_loss("mae"))(logits, labels)  # K x K would be 3 GB
 
 
 # --- bad input -----------------------------------------------------------------------------------
@@ -808,3 +835,81 @@ def test_bad_parameters_of_the_parts_are_refused():
         sparse_rates(logits, -1.0)
     with pytest.raises(ValueError, match=r"p must be in \(0, 1\]"):
         lp_norm(logits.softmax(dim=1), 0.0)
+
+
+# --- what others do to it ------------------------------------------------------------------------
+
+
+class Mine(nn.Module):
+    """A loss of someone's own, without a reduction."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.inner = function, nn.CrossEntropyLoss(ignore_index=-100)
+
+    def forward(self, z, labels):
+        return self.function(self, z, labels)
+
+
+def test_a_loss_inside_the_loss_ignores_labels_too():
+    logits, labels = draw(n=20)
+    labels[1:] = -100
+    mine = SparseRegularization(Mine(lambda self, z, y: self.inner(z, y)))
+    kept = SparseRegularization(nn.CrossEntropyLoss())(logits[:1], labels[:1])
+    torch.testing.assert_close(mine(logits, labels), kept)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda self, z, y: self.inner(nn.functional.dropout(z, 0.5), y),
+        lambda self, z, y: self.inner(z, torch.full_like(y, -100)),
+        lambda self, z, y: setattr(self, "last", z) or self.inner(z, y),
+    ],
+    ids=["draws at random", "NaN at first", "keeps its input"],
+)
+def test_a_mean_is_taken_whatever_else_it_does(function):
+    logits, labels = draw(n=20)
+    criterion = SparseRegularization(Mine(function))
+    for _ in range(2):
+        criterion((2 * logits).requires_grad_() * 1.0, labels)
+
+
+def test_a_sum_that_does_not_say_so_is_refused():
+    criterion = SparseRegularization(Mine(lambda self, z, y: self.inner(z, y) * len(y)))
+    with pytest.raises(ValueError, match="loss is no mean over the batch"):
+        criterion(*draw(n=20))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_owner_in_half_precision_keeps_its_class_weights_wide(dtype):
+    logits, labels = draw(n=20)
+    logits = logits.to(dtype)
+    criterion = SparseRegularization(nn.CrossEntropyLoss(weight=torch.full((10,), 0.5)))
+    wanted = criterion(logits, labels)
+    torch.testing.assert_close(nn.Sequential(criterion).to(dtype)[0](logits, labels), wanted)
+
+
+def test_lambda_overflows_with_a_message_before_float32_does():
+    logits, labels = (tensor.float() if tensor.is_floating_point() else tensor for tensor in draw())
+    criterion = SparseRegularization(nn.CrossEntropyLoss(), growth=1.03)
+    criterion.epochs_done.fill_(3000)
+    with pytest.raises(OverflowError, match=r"overflows after 3000 calls of step\(\)"):
+        criterion(logits, labels)
+
+
+@pytest.mark.parametrize("base", [nn.CrossEntropyLoss(), build_loss("ce")])
+def test_unit_logits_say_what_is_wrong_with_a_masked_class(base):
+    logits, labels = draw(n=20)
+    logits = logits.masked_fill(torch.arange(10) == 9, -torch.inf)
+    with pytest.raises(ValueError, match="rows of logits must be finite with unit_logits"):
+        SparseRegularization(base, unit_logits=True)(logits, labels.clamp(max=8))
+
+
+def test_the_critical_weight_counts_every_class_and_refuses_sr():
+    whole = critical_weight(nn.CrossEntropyLoss(), 10, 0.1)
+    for reduction in ("mean", "sum", "none"):
+        loss = nn.CrossEntropyLoss(ignore_index=3, reduction=reduction)
+        assert critical_weight(loss, 10, 0.1) == pytest.approx(whole)
+    with pytest.raises(TypeError, match="the module that SR is put around"):
+        critical_weight(SparseRegularization(nn.CrossEntropyLoss()), 10, 0.1)
