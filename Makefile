@@ -70,13 +70,14 @@ in-strict: $(READY)
 floors: python  ## test losses, SR and noise beside the oldest PyTorch and NumPy allowed; Python 3.11 or 3.12
 	+@$(LOCKED) in-floors
 
-# Neither the other modules nor the fixtures, which need the newest PyTorch.
+# What is tested needs PyTorch and NumPy alone; the tests' fixtures import the rest.
 in-floors:
 	rm -rf .floors
 	$(PYTHON) -m venv .floors
-	.floors/bin/python -m pip install --quiet 'torch==2.3.0' 'numpy==2.0.0' pytest hypothesis .
-	.floors/bin/python -m pytest --noconftest -p no:cacheprovider tests/test_losses.py \
-		tests/test_regularization.py tests/test_noise.py tests/test_checks.py
+	.floors/bin/python -m pip install --quiet 'torch==2.3.0' 'torchvision==0.18.0' 'numpy==2.0.0' \
+		filelock hypothesis pandas pillow platformdirs pydantic pytest scikit-learn threadpoolctl tqdm .
+	$(ONE_CORE_EACH) .floors/bin/python -m pytest tests/test_losses.py tests/test_regularization.py \
+		tests/test_noise.py tests/test_checks.py
 
 lint: setup  ## check style and types
 	$(BIN)/python -m ruff check .
