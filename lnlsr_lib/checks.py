@@ -36,9 +36,10 @@ def look(tensor: Tensor) -> int | float | bool | None:
     if torch.compiler.is_compiling() or not tensor.is_cpu or torch._C._is_tracing():
         return None
     try:
-        return tensor.item()
+        value = tensor.item()
     except RuntimeError:  # of torch.func, and of fake tensors
         return None
+    return value if isinstance(value, (bool, int, float)) else None  # a symbol is no number
 
 
 def check_range(
@@ -178,8 +179,9 @@ def check_labels(
         wanted = ", ".join(map(str, ("N", *more))) + "," * (not more)
         raise ValueError(f"{name} must be ({wanted}), got shape {tuple(labels.shape)}")
     samples = num_samples[0] if isinstance(num_samples, tuple) else num_samples
-    if samples is not None and len(labels) != samples:
-        raise ValueError(f"{name} must be as many as the samples, {samples}, got {len(labels)}")
+    given = labels.shape[0]  # len() would make a dynamic batch a fixed one
+    if samples is not None and given != samples:
+        raise ValueError(f"{name} must be as many as the samples, {samples}, got {given}")
     if labels.numel() and not torch.compiler.is_compiling():
         low, high = map(look, labels.aminmax())
         if low is not None and high is not None and (low < 0 or high >= num_classes):

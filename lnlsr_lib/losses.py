@@ -456,7 +456,8 @@ class NegativeLearning(Loss):
             raise ValueError(f"complementary must be a whole number, got {complementary!r}")
         self.phases, self.complementary = int(phases), int(complementary)
         self.phase = 1
-        self.slot = 0
+        # the visit's place, a tensor: a number would be compiled anew in every epoch
+        self.slot = torch.zeros((), dtype=torch.int64)
         self.ignore_index = None
         self.confidence = torch.zeros(self.WINDOW, 0)  # u_y, (visits, samples)
         self.shifts = torch.zeros(0, 0, dtype=torch.int64)  # from the given label to each draw
@@ -464,7 +465,7 @@ class NegativeLearning(Loss):
         self.class_weight: Tensor
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NegativeLearning:
-        self.confidence, self.shifts = fn(self.confidence), fn(self.shifts)
+        self.confidence, self.shifts, self.slot = map(fn, (self.confidence, self.shifts, self.slot))
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -522,7 +523,7 @@ class NegativeLearning(Loss):
         if not self.confidence.shape[1]:
             raise RuntimeError("attach(labels, num_classes) comes before the first epoch")
         self.phase = 1 if self.phases == 1 else 1 + 3 * epoch // epochs
-        self.slot = epoch % self.WINDOW
+        self.slot = torch.tensor(epoch % self.WINDOW, device=self.confidence.device)
         shape = (self.confidence.shape[1], self.complementary)
         shifts = torch.randint(
             1, len(self.class_weight), shape, generator=check_generator(generator)

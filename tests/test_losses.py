@@ -7,7 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from lnlsr_lib.losses import (
@@ -470,6 +472,26 @@ def test_rows_without_a_softmax_are_refused_with_a_true_message(name, bad):
 # --- transforms: nothing asks for values ----------------------------------------------------------
 
 
+@pytest.mark.skipif(torch.__version__ < "2.4", reason="export was young then")
+@pytest.mark.parametrize("name", FORMULAS)
+def test_exported_with_any_batch(name):
+    logits, labels = draw(n=16, k=5)
+    loss, batch = build_loss(name), torch.export.Dim("batch", min=2, max=100)
+    example = logits.detach(), labels
+    program = torch.export.export(loss, example, dynamic_shapes=({0: batch}, {0: batch}))
+    few = example[0][:4], labels[:4]
+    torch.testing.assert_close(program.module()(*few), loss(*few))
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_traced_with_symbols_for_sizes(name):
+    logits, labels = draw(n=16, k=5)
+    loss = build_loss(name)
+    traced = make_fx(loss, tracing_mode="symbolic")(logits.detach(), labels)
+    few = logits.detach()[:4], labels[:4]
+    torch.testing.assert_close(traced(*few), loss(*few))
+
+
 @pytest.mark.parametrize(("name", "params"), CASES)
 def test_gradients_per_sample_by_vmap(name, params):
     logits, labels = draw(n=5, k=4)
@@ -733,6 +755,19 @@ def test_three_phases_train_in_any_precision(dtype):
     loss.start_epoch(0, 3, 0)
     loss.to(dtype)
     assert loss(torch.randn(10, 5).to(dtype), labels, torch.arange(10)).isfinite()
+
+
+@pytest.mark.skipif(torch.__version__ < "2.4", reason="compiled code saw no attribute change")
+def test_three_phases_are_compiled_once_a_phase():
+    logits, labels = torch.randn(16, 5), torch.arange(16) % 5
+    loss, counter = build_loss("nlnl", phases=3), CompileCounter()
+    loss.attach(labels, 5)
+    torch.compiler.reset()
+    compiled = torch.compile(loss, backend=counter, fullgraph=True)
+    for epoch in range(12):
+        loss.start_epoch(epoch, 12, epoch)
+        assert compiled(logits, labels, torch.arange(16)).isfinite()
+    assert counter.frame_count == 3
 
 
 # --- Co-teaching ----------------------------------------------------------------------------------
