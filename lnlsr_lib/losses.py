@@ -373,9 +373,6 @@ class Loss(nn.Module):
         kept = kept_rows(labels, self.ignore_index)
         if kept is not None:
             labels = torch.where(kept, labels, 0)
-            fits = isinstance(logits, Tensor) and logits.device == kept.device
-            if fits and logits.shape[:1] + logits.shape[2:] == kept.shape:
-                logits = logits.masked_fill(~kept.unsqueeze(1), 0.0)  # class 0 may be masked there
         assert self.function is not None, "a subclass without a function defines forward"
         rows = self.function(logits, labels, **self.params)  # (N,)
         if not torch.compiler.is_compiling() and self._new:
