@@ -347,12 +347,11 @@ def paper_condition(spec: RunSpec) -> tuple[str, float]:
     return spec.noise, spec.noise_rate
 
 
-def sweep(cells: Sequence[Cell], growing: bool = False) -> Html:
+def sweep(cells: Sequence[Cell]) -> Html:
     """One row per cell: what is varied of SR, its accuracy, and what became of the labels.
 
     Args:
-        cells: runs with SR.
-        growing: whether a row is to say that its lambda grows.
+        cells: runs with SR; where lambda grows the row says so.
     """
     rows = []
     for cell in cells:
@@ -362,13 +361,11 @@ def sweep(cells: Sequence[Cell], growing: bool = False) -> Html:
         rows.append(
             {
                 "method": method_name(cell.spec.method),
-                "λ": f"{sr.weight:g}" + ", growing" * (growing and sr.growth != 1),
+                "λ": f"{sr.weight:g}" + ", growing" * (sr.growth != 1),
                 "p": f"{sr.p:g}",
                 "τ": f"{sr.temperature:g}",
                 "last epoch": ours(cell),
-                "drops by": _mean_std(
-                    [run.best_accuracy - run.final_accuracy for run in cell.runs]
-                ),
+                "drops by": f"{cell.drop:.2f}" if cell.runs else "-",
                 **{f"{name} (%)": f"{mean(of):.1f}" if of else "-" for name, of in last.items()},
                 "budget": cell.spec.profile if cell.runs else "not run",
             }

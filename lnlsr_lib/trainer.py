@@ -223,7 +223,8 @@ class Learner:
         Raises:
             DivergedError: outputs are NaN or infinite.
         """
-        tests, matrices = [], []
+        tests: list[dict[str, float]] = []
+        confusion: list[list[int]] = []
         for model in self.models:
             logits, labels = self.outputs(model.eval(), source.test_batches())
             if not logits.isfinite().all():  # the epoch's last step broke the weights
@@ -232,9 +233,9 @@ class Learner:
                     f"{self.spec.id}: the test outputs of epoch {epoch} are not finite"
                 )
             tests.append(accuracy_figures(logits, labels))
-            matrices.append(confusion_matrix(logits, labels).tolist())
+            confusion = confusion or confusion_matrix(logits, labels).tolist()
         figures = {name: sum(test[name] for test in tests) / len(tests) for name in tests[0]}
-        return figures, matrices[0]
+        return figures, confusion
 
     def state(self) -> dict[str, Any]:
         """What is needed to go on, as live tensors."""

@@ -14,6 +14,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses import FakeTensorMode
 
+from lnlsr_lib import regularization
 from lnlsr_lib.losses import build_loss, cross_entropy
 from lnlsr_lib.protocol import make_spec
 from lnlsr_lib.regularization import (
@@ -761,9 +762,15 @@ class TestWarnings:
         with pytest.warns(UserWarning, match="far above critical_weight = 0 of this loss"):
             SparseRegularization(build_loss("mae"))(logits, labels)
 
-    def test_many_classes_cost_no_square(self):
-        logits, labels = torch.zeros(2, 20_000), torch.zeros(2, dtype=torch.int64)
-        SparseRegularization(build_loss("mae"))(logits, labels)  # K x K would be 3 GB
+    def test_many_classes_cost_no_square(self, monkeypatch):
+        asked = []
+        monkeypatch.setattr(
+            regularization, "critical_weight", lambda loss, k, p: asked.append(k) or math.inf
+        )
+        for k in (1024, 1025, 20_000):  # K x K would be 3 GB
+            logits, labels = torch.zeros(2, k), torch.zeros(2, dtype=torch.int64)
+            SparseRegularization(build_loss("mae"))(logits, labels)
+        assert asked == [1024]
 
 
 # --- bad input -----------------------------------------------------------------------------------

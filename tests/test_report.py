@@ -186,7 +186,7 @@ def test_a_sweep_says_what_is_varied_and_what_becomes_of_the_labels():
     assert text.count("<td>-</td>") == 5  # of the one that is not run
     assert "growing" not in text
     grows = report.cells_of("warmup", [])
-    assert report.sweep(grows, growing=True).count("4, growing") == 2
+    assert report.sweep(grows).count("4, growing") == 2
 
 
 def test_conditions_are_named_where_they_differ():
