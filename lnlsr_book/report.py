@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import html
 import os
 import statistics
@@ -24,6 +25,7 @@ __all__ = [
     "Cell",
     "Claim",
     "Html",
+    "apl_nlnl",
     "badge",
     "cells_of",
     "claims",
@@ -112,6 +114,22 @@ def table(rows: Sequence[Mapping[str, object]], kind: str = "") -> Html:
         f'<div class="scrolls" tabindex="0"><table class="plain {kind}"><thead><tr>{head}</tr>'
         f"</thead><tbody>\n{body}</tbody></table></div>"
     )
+
+
+def apl_nlnl() -> dict[tuple[str, str, float], Published]:
+    """What APL's authors had of NLNL, by data set, noise and noise rate; 13 of these 27 are the
+    paper's numbers, too.
+
+    Source: the output stored in ``plot_results.ipynb`` of their repository,
+    HanxunH/Active-Passive-Losses, February 2020.
+    """
+    with open(Path(__file__).with_name("apl_nlnl.csv"), newline="") as lines:
+        return {
+            (row["dataset"], row["noise"], float(row["noise_rate"])): Published(
+                0, float(row["mean"]), float(row["std"])
+            )
+            for row in csv.DictReader(lines)
+        }
 
 
 def agreement(paper: Published) -> float:

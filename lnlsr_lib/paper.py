@@ -17,7 +17,10 @@ __all__ = ["Published", "published", "tables"]
 
 @dataclass(frozen=True)
 class Published:
-    """One value of the paper: test accuracy in percent, its deviation if given, and its table."""
+    """One value of the paper: test accuracy in percent, its deviation if given, and its table.
+
+    Table 0 stands for a number that is not the paper's.
+    """
 
     table: int
     mean: float

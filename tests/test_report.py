@@ -5,7 +5,7 @@ import pytest
 from lnlsr_book import report
 from lnlsr_book.report import Cell, Claim
 from lnlsr_lib.experiments import experiment_specs
-from lnlsr_lib.paper import Published
+from lnlsr_lib.paper import Published, published
 from lnlsr_lib.protocol import make_spec
 from lnlsr_lib.store import StoredRun
 
@@ -289,3 +289,16 @@ def test_cells_are_frozen():
     with pytest.raises(AttributeError):
         cell(stored()).runs = ()
     assert isinstance(cell(stored()), Cell)
+
+
+def test_apls_nlnl_is_the_papers_where_the_paper_took_it_over():
+    theirs = report.apl_nlnl()
+    same = [
+        condition
+        for condition, apl in theirs.items()
+        if str(published(condition[0], "nlnl", *condition[1:])) == str(apl)
+    ]
+    assert len(theirs) == 27
+    assert str(theirs["mnist", "symmetric", 0.6]) == "97.22 ± 0.06"
+    cifar100 = {c for c in theirs if c[0] == "cifar100"}
+    assert set(same) == cifar100 | {c for c in theirs if c[:2] == ("cifar10", "asymmetric")}
