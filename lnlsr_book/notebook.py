@@ -16,7 +16,7 @@ from pydantic import ConfigDict, create_model
 
 from lnlsr_book import plots, report
 from lnlsr_book.report import Cell, Claim, Html, Sign
-from lnlsr_lib.cost import duration, estimate, images_of
+from lnlsr_lib.cost import duration, estimate
 from lnlsr_lib.data import DataError, load_dataset
 from lnlsr_lib.experiments import COMPARED, EXPERIMENTS, experiment_specs, read_seeds
 from lnlsr_lib.protocol import PROFILES, Profile, method_name
@@ -301,9 +301,11 @@ class Page:
             number += ", rehearsed on scikit-learn's digits (profile smoke)"
             caption = f"What the real one shows: {caption}"
         if profiles == {"lite"}:
-            size = f"{images_of(runs[0].spec):,} images, {runs[0].spec.epochs} epochs"
-            number += f", reduced (profile lite: {size})"
+            size = report.size_of(run.spec for run in runs)
+            number += f", reduced (profile lite: {size}, {runs[0].spec.epochs} epochs)"
         more["heading"] = number * (profiles in ({"smoke"}, {"lite"}))
+        if profiles == {"paper", "lite"}:  # as in draw_beside
+            more["heading"] = "filled: at the paper's budget; open: reduced"
         whole, shown = plots.panels(draw, keys, caption=f"<b>{number}.</b> {caption}", **more)
         plots.save_figure(whole, plots.curves(runs), self.name, self.store.folder, self.profile)
         return Html(self.note() + shown + report.badge(runs))

@@ -31,6 +31,9 @@ __all__ = [
     "claims",
     "comparison",
     "grid",
+    "lost_classes",
+    "page_link",
+    "size_of",
     "sweep",
     "table",
 ]
@@ -41,6 +44,7 @@ ENDINGS = ("png", "svg", "pdf", "csv")  # of a figure's files for download
 AGREES_STDS = 2.0
 AGREES_POINTS = 0.5
 NEAR_POINTS = 3.0
+LOST_RECALL = 5.0  # a class is lost below it; percent, ours
 Sign = Literal["<", ">"]
 PUBLISHED = (
     "<p class='badge-line'>The paper's: the same number from its tables, in the conditions that "
@@ -80,6 +84,11 @@ def link(path: Path, text: object, title: str = "") -> Html:
     return Html(f'<a href="{os.path.relpath(path)}" title="{html.escape(title)}">{_html(text)}</a>')
 
 
+def page_link(name: str, text: object) -> Html:
+    """A link to a notebook; in the book, to its page."""
+    return Html(f'<a href="{os.path.relpath(ROOT / "notebooks")}/{name}.ipynb">{_html(text)}</a>')
+
+
 def downloads(folder: Path, stem: str) -> Html:
     """Links to a figure's files."""
     files = (link(folder / f"{stem}.{ending}", ending.upper()) for ending in ENDINGS)
@@ -114,6 +123,25 @@ def table(rows: Sequence[Mapping[str, object]], kind: str = "") -> Html:
         f'<div class="scrolls" tabindex="0"><table class="plain {kind}"><thead><tr>{head}</tr>'
         f"</thead><tbody>\n{body}</tbody></table></div>"
     )
+
+
+def lost_classes(run: StoredRun) -> list[int]:
+    """The classes of which a trained network recognises less than 5% of the test images."""
+    rows = enumerate(run.confusion)
+    return [k for k, row in rows if 100 * row[k] < LOST_RECALL * sum(row)]
+
+
+def _lost(runs: Sequence[StoredRun]) -> Html:
+    """What runs with SR have lost, with a link to where that is counted; nothing of others."""
+    found = [lost_classes(run) for run in runs if run.spec.sr]
+    lost = [classes for classes in found if classes]
+    if not lost:
+        return Html("")
+    said = f"{len(lost)} of {len(found)} runs lost a class"
+    if len(found) == 1:
+        only, *more = lost[0]
+        said = f"{len(lost[0])} classes lost" if more else f"class {only} lost"
+    return Html(f" <small>{page_link('lost_classes', said)}</small>")
 
 
 def apl_nlnl() -> dict[tuple[str, str, float], Published]:
@@ -234,10 +262,14 @@ class Cell:
         return ", ".join(sorted({run.provenance["precision"] for run in self.runs}))
 
     @property
+    def condition(self) -> str:
+        """The paper's, such as "sym0.8"."""
+        return condition_of(self.wanted)
+
+    @property
     def name(self) -> str:
         """The paper's data set and condition, such as "MNIST, sym0.8"."""
-        condition = self.wanted.condition.removeprefix("clean-")
-        return f"{DATASETS[self.wanted.dataset]}, {condition}"
+        return f"{DATASETS[self.wanted.dataset]}, {self.condition}"
 
 
 def cells_of(
@@ -285,9 +317,9 @@ def comparison(cells: Sequence[Cell]) -> Html:
     mixed, rows = _mixed(cells), []
     for cell in cells:
         name = method_name(cell.spec.method)
-        seeds = (run_link(run, f"{run.final_accuracy:.2f}") for run in cell.runs)
+        seeds = (run_link(run, f"{run.final_accuracy:.2f}") + _lost([run]) for run in cell.runs)
         row: dict[str, object] = {
-            "method": f"{name}, {cell.wanted.condition}" if several else name,
+            "method": f"{name}, {cell.condition}" if several else name,
             "paper": cell.paper or "-",
             "verdict": mark(cell.verdict, cell.words),
             "ours, last epoch": ours(cell),
@@ -316,7 +348,8 @@ def ours(cell: Cell) -> object:
 def grid(cells: Sequence[Cell]) -> Html:
     """The paper's own layout: a row a method, a column a condition; ours above the paper's.
 
-    What is not of the paper's budget says so; where precisions are mixed, what is in bf16, too.
+    What is not of the paper's budget says so; where precisions are mixed, what is in bf16, too; and
+    where runs with SR have lost a class.
     """
     mixed, wide = _mixed(cells), dict[str, dict[str, object]]()
     for cell in cells:
@@ -324,10 +357,10 @@ def grid(cells: Sequence[Cell]) -> Html:
         said: list[str] = [cell.spec.profile] if cell.verdict == "reduced budget" else []
         said += [f"1/{cell.longer} epochs"] if cell.verdict == "fewer epochs" else []
         said += [cell.precisions] if mixed and "bf16" in cell.precisions else []
-        budget = f" <small>{', '.join(said)}</small>" * bool(said)
+        budget = f" <small>{', '.join(said)}</small>" * bool(said) + _lost(cell.runs)
         paper = f'<br><small title="paper">{_html(cell.paper or "-")}</small>'
         ours_marked = mark(cell.verdict, ours(cell), cell.words)
-        row[cell.wanted.condition.removeprefix("clean-")] = Html(ours_marked + budget + paper)
+        row[cell.condition] = Html(ours_marked + budget + paper)
     return table(list(wide.values()), "grid")
 
 
@@ -363,6 +396,24 @@ def paper_condition(spec: RunSpec) -> tuple[str, float]:
     if spec.imbalance is not None:
         return {"long-tailed": "lt"}.get(spec.imbalance, spec.imbalance), spec.imbalance_ratio
     return spec.noise, spec.noise_rate
+
+
+def condition_of(spec: RunSpec) -> str:
+    """The condition by its short name, such as "sym0.8" or "lt0.01"; of WebVision "web"."""
+    if spec.dataset == "webvision":
+        return "web"
+    return spec.condition.removeprefix("clean-")
+
+
+def size_of(specs: Iterable[RunSpec]) -> str:
+    """What runs are trained on, such as "20,000 images of 16×16 pixels"."""
+    found = list(specs)
+    counts = sorted({images_of(spec) for spec in found})
+    sides = sorted({spec.side for spec in found if spec.side})
+    some = ", some" * any(spec.side is None for spec in found)
+    images = " to ".join(dict.fromkeys(f"{count:,}" for count in (counts[0], counts[-1])))
+    reduced = (f"{some} of {side} by {side} pixels" for side in sides)
+    return f"{images} images" + "".join(reduced)
 
 
 def sweep(cells: Sequence[Cell]) -> Html:
@@ -494,8 +545,7 @@ def badge(runs: Sequence[StoredRun]) -> Html:
         return Html("")
     facts = [run.spec.model_dump() | run.provenance for run in runs]
     times: dict[str, list[float]] = {}
-    for fact, run in zip(facts, runs, strict=True):
-        fact["images"] = images_of(run.spec)
+    for fact in facts:
         fact["commit"] = f"{fact['commit']}"[:8] + "+" * bool(fact["modified"])
         place = f"{fact['device']}, {fact['threads']} thread{'s' * (fact['threads'] > 1)}"
         times.setdefault(place, []).append(fact["seconds"])
@@ -505,7 +555,9 @@ def badge(runs: Sequence[StoredRun]) -> Html:
         for place, of in times.items()
     ]
     return Html(
-        "<p class='badge-line'><b>Profile {profile}</b> · data: {data}, {images} training images · "
+        "<p class='badge-line'><b>Profile {profile}</b> · data: {data}, trained on {size} · "
         "{epochs} epochs · seed {seed} · {took} · {precision} · torch {torch} · commit {commit} · "
-        "protocol {protocol}</p>".format(**each, took=" · ".join(took))
+        "protocol {protocol}</p>".format(
+            **each, took=" · ".join(took), size=size_of(run.spec for run in runs)
+        )
     )

@@ -21,13 +21,14 @@ FACTS = {
 }
 
 
-def run_of(spec, accuracy=98.0, **provenance):
-    return StoredRun(spec, {"test_accuracy": [99.0, accuracy]}, FACTS | provenance, [[1]])
+def run_of(spec, accuracy=98.0, confusion=((1,),), **provenance):
+    history = {"test_accuracy": [99.0, accuracy]}
+    return StoredRun(spec, history, FACTS | provenance, [[*row] for row in confusion])
 
 
-def stored(method="ce_sr", accuracy=98.0, seed=1, profile="paper", dataset="mnist", **provenance):
+def stored(method="ce_sr", accuracy=98.0, seed=1, profile="paper", dataset="mnist", **more):
     spec = make_spec(dataset, method, 0.8, profile=profile, seed=seed)
-    return run_of(spec, accuracy, **provenance)
+    return run_of(spec, accuracy, **more)
 
 
 def cell(*runs):
@@ -225,7 +226,7 @@ def test_badge_names_everything_that_stands_behind_a_figure():
     text = report.badge([stored(), stored("ce", 22.0, modified=True)])
     for part in (
         "Profile paper",
-        "60000 training images",
+        "trained on 60,000 images · 50 epochs",
         "50 epochs",
         "seed 1",
         "2 runs in 20 min on cpu (some processor), 2 threads",
@@ -302,3 +303,43 @@ def test_apls_nlnl_is_the_papers_where_the_paper_took_it_over():
     assert str(theirs["mnist", "symmetric", 0.6]) == "97.22 ± 0.06"
     cifar100 = {c for c in theirs if c[0] == "cifar100"}
     assert set(same) == cifar100 | {c for c in theirs if c[:2] == ("cifar10", "asymmetric")}
+
+
+@pytest.mark.parametrize(
+    ("confusion", "lost"),
+    [
+        (((9, 1), (0, 10)), []),
+        (((10, 0), (10, 0)), [1]),
+        (((100, 0), (96, 4)), [1]),  # some image is predicted as it, and yet
+        (((100, 0), (95, 5)), []),
+        (((0, 1), (1, 0)), [0, 1]),
+    ],
+)
+def test_a_class_is_lost_below_five_percent_of_recall(confusion, lost):
+    assert report.lost_classes(stored(confusion=confusion)) == lost
+
+
+def test_tables_name_runs_with_sr_that_lost_a_class():
+    lost = ((10, 0), (10, 0))
+    one, other = stored(confusion=lost), stored(seed=2, confusion=((9, 1), (0, 10)))
+    text = report.comparison([cell(one)])
+    assert '/lost_classes.ipynb">class 1 lost</a>' in text
+    assert "1 of 2 runs lost a class" in report.grid([cell(one, other)])
+    assert "2 classes lost" in report.grid([cell(stored(confusion=((0, 1), (1, 0))))])
+    assert "lost" not in report.grid([cell(other)])
+    assert "lost" not in report.grid([cell(stored("ce", confusion=lost))])  # no SR to blame
+
+
+def test_a_reduced_size_is_named_in_images_and_pixels():
+    lite = make_spec("cifar10", "ce", 0.6, profile="lite")
+    assert report.size_of([lite]) == "20,000 images of 16 by 16 pixels"
+    whole = make_spec("cifar10", "ce", 0.6)
+    assert report.size_of([whole]) == "50,000 images"
+    assert report.size_of([lite, whole]) == "20,000 to 50,000 images, some of 16 by 16 pixels"
+    tails = [make_spec("cifar10", "ce", imbalance="step", imbalance_ratio=r) for r in (0.01, 0.1)]
+    assert report.size_of(tails) == "25,250 to 27,500 images"
+
+
+def test_webvisions_condition_is_not_called_clean():
+    (first, *_) = report.cells_of("table3", [])
+    assert (first.condition, first.name) == ("web", "WebVision, web")
