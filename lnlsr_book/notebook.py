@@ -304,8 +304,7 @@ class Page:
             size = report.size_of(run.spec for run in runs)
             number += f", reduced (profile lite: {size}, {runs[0].spec.epochs} epochs)"
         more["heading"] = number * (profiles in ({"smoke"}, {"lite"}))
-        if profiles == {"paper", "lite"}:  # as in draw_beside
-            more["heading"] = "filled: at the paper's budget; open: reduced"
+        more["heading"] += "filled: at the paper's budget; open: reduced" * (len(profiles) > 1)
         whole, shown = plots.panels(draw, keys, caption=f"<b>{number}.</b> {caption}", **more)
         plots.save_figure(whole, plots.curves(runs), self.name, self.store.folder, self.profile)
         return Html(self.note() + shown + report.badge(runs))

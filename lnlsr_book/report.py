@@ -134,14 +134,11 @@ def lost_classes(run: StoredRun) -> list[int]:
 def _lost(runs: Sequence[StoredRun]) -> Html:
     """What runs with SR have lost, with a link to where that is counted; nothing of others."""
     found = [lost_classes(run) for run in runs if run.spec.sr]
-    lost = [classes for classes in found if classes]
-    if not lost:
-        return Html("")
-    said = f"{len(lost)} of {len(found)} runs lost a class"
+    count = sum(map(bool, found))
+    said = f"{count} of {len(found)} runs lost a class"
     if len(found) == 1:
-        only, *more = lost[0]
-        said = f"{len(lost[0])} classes lost" if more else f"class {only} lost"
-    return Html(f" <small>{page_link('lost_classes', said)}</small>")
+        said = f"lost: class {', '.join(map(str, found[0]))}"
+    return Html(f" <small>{page_link('lost_classes', said)}</small>" * bool(count))
 
 
 def apl_nlnl() -> dict[tuple[str, str, float], Published]:
@@ -262,14 +259,9 @@ class Cell:
         return ", ".join(sorted({run.provenance["precision"] for run in self.runs}))
 
     @property
-    def condition(self) -> str:
-        """The paper's, such as "sym0.8"."""
-        return condition_of(self.wanted)
-
-    @property
     def name(self) -> str:
         """The paper's data set and condition, such as "MNIST, sym0.8"."""
-        return f"{DATASETS[self.wanted.dataset]}, {self.condition}"
+        return f"{DATASETS[self.wanted.dataset]}, {condition_of(self.wanted)}"
 
 
 def cells_of(
@@ -319,7 +311,7 @@ def comparison(cells: Sequence[Cell]) -> Html:
         name = method_name(cell.spec.method)
         seeds = (run_link(run, f"{run.final_accuracy:.2f}") + _lost([run]) for run in cell.runs)
         row: dict[str, object] = {
-            "method": f"{name}, {cell.condition}" if several else name,
+            "method": f"{name}, {condition_of(cell.wanted)}" if several else name,
             "paper": cell.paper or "-",
             "verdict": mark(cell.verdict, cell.words),
             "ours, last epoch": ours(cell),
@@ -360,7 +352,7 @@ def grid(cells: Sequence[Cell]) -> Html:
         budget = f" <small>{', '.join(said)}</small>" * bool(said) + _lost(cell.runs)
         paper = f'<br><small title="paper">{_html(cell.paper or "-")}</small>'
         ours_marked = mark(cell.verdict, ours(cell), cell.words)
-        row[cell.condition] = Html(ours_marked + budget + paper)
+        row[condition_of(cell.wanted)] = Html(ours_marked + budget + paper)
     return table(list(wide.values()), "grid")
 
 
@@ -400,9 +392,7 @@ def paper_condition(spec: RunSpec) -> tuple[str, float]:
 
 def condition_of(spec: RunSpec) -> str:
     """The condition by its short name, such as "sym0.8" or "lt0.01"; of WebVision "web"."""
-    if spec.dataset == "webvision":
-        return "web"
-    return spec.condition.removeprefix("clean-")
+    return "web" if spec.dataset == "webvision" else spec.condition.removeprefix("clean-")
 
 
 def size_of(specs: Iterable[RunSpec]) -> str:
@@ -554,10 +544,9 @@ def badge(runs: Sequence[StoredRun]) -> Html:
         f"{len(of)} run{'s' * (len(of) > 1)} in {duration(sum(of))} on {_html(place)}"
         for place, of in times.items()
     ]
+    each |= {"took": " · ".join(took), "size": size_of(run.spec for run in runs)}
     return Html(
         "<p class='badge-line'><b>Profile {profile}</b> · data: {data}, trained on {size} · "
         "{epochs} epochs · seed {seed} · {took} · {precision} · torch {torch} · commit {commit} · "
-        "protocol {protocol}</p>".format(
-            **each, took=" · ".join(took), size=size_of(run.spec for run in runs)
-        )
+        "protocol {protocol}</p>".format(**each)
     )

@@ -103,11 +103,12 @@ def check_generator(generator: Any) -> torch.Generator:
     return generator
 
 
-def check_logits(logits: Tensor) -> Tensor:
+def check_logits(logits: Tensor, name: str = "logits") -> Tensor:
     """Return ``logits`` in at least float32, or raise; their values are left to ``check_rows``.
 
     Args:
         logits: real scores, (N, K) or (N, K, ...) with K >= 2, any floating dtype.
+        name: what messages call them.
 
     Returns:
         The same values; half precision comes back as float32, float64 stays.
@@ -117,12 +118,12 @@ def check_logits(logits: Tensor) -> Tensor:
         ValueError: wrong rank, or fewer than two classes.
     """
     if not isinstance(logits, Tensor):
-        raise TypeError(f"logits must be a torch.Tensor, got {type(logits).__name__}")
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(logits).__name__}")
     if not logits.is_floating_point():
-        raise TypeError(f"logits must be of a floating dtype, got {logits.dtype}")
+        raise TypeError(f"{name} must be of a floating dtype, got {logits.dtype}")
     if logits.ndim < 2 or logits.shape[1] < 2:
         raise ValueError(
-            f"logits must be (N, K, ...) or (N, K) with K >= 2, got shape {tuple(logits.shape)}"
+            f"{name} must be (N, K, ...) or (N, K) with K >= 2, got shape {tuple(logits.shape)}"
         )
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 

@@ -172,7 +172,8 @@ def _again(spec: RunSpec, store: Store, options: dict[str, Any]) -> str:
 
 def _estimate(args: argparse.Namespace, store: Store) -> None:
     specs, on_ray, where = _wanted(args), _on_ray(args), _given(args, "device", "precision")
-    missing = store.missing(specs, where.get("precision"))
+    details = EXPERIMENTS[args.experiment].details
+    missing = store.missing(specs, where.get("precision"), details=details)
     print(f"{len(missing)} of {len(specs)} runs are missing")
     slots, how = 1, "one after another, here"
     if on_ray is None or not missing:
@@ -202,16 +203,18 @@ def _status(args: argparse.Namespace, store: Store) -> None:
         return spec if args.seeds else spec.model_copy(update={"seed": 1})
 
     have = {asked(run.spec) for run in runs}
+    detailed = {asked(run.spec) for run in runs if run.details}
     known: set[RunSpec] = set()
     for name in [args.experiment] if args.experiment else EXPERIMENTS:
         print(EXPERIMENTS[name].title)
         for profile in PROFILES:
             specs = experiment_specs(name, profile, args.seeds or [1])
             known |= {*specs}
-            missing = [spec for spec in specs if spec not in have]
+            wanted = detailed if EXPERIMENTS[name].details else have
+            missing = [spec for spec in specs if spec not in wanted]
             print(f"  {profile:6} {len(specs) - len(missing)} of {len(specs)} runs stored")
             for spec in missing if args.experiment else ():
-                print(f"         missing: {spec.id}")
+                print(f"         missing: {spec.id}{', its details' * (spec in have)}")
     if args.experiment:
         runs, what = [r for r in runs if asked(r.spec) in known], f"runs of {args.experiment}"
     spent = duration(sum(run.provenance["seconds"] for run in runs))

@@ -285,7 +285,11 @@ def load_cifar(folder: Path, name: str) -> Dataset:
             with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
                 official(scratch, download=True)
                 place.mkdir(exist_ok=True)
-                os.replace(Path(scratch) / packed[0], place / packed[0])
+                try:
+                    os.replace(Path(scratch) / packed[0], place / packed[0])
+                except OSError:
+                    if not (place / packed[0]).exists():  # else another process was faster
+                        raise
         parts = [official(root, train=train, download=True) for train in (True, False)]
     except Exception as error:
         raise DataError(

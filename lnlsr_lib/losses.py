@@ -92,8 +92,9 @@ def _of_all(log_u: Tensor) -> Tensor:
 
 def _share(losses: Tensor, log_u: Tensor, labels: Tensor) -> Tensor:
     """The label's part of the sum of all classes' losses, (N,); 1, its limit, if it is masked."""
-    masked = _at(log_u.detach(), labels) < MASKED
-    return torch.where(masked, 1.0, _at(losses, labels) / losses.sum(dim=1))
+    masked, total = _at(log_u.detach(), labels) < MASKED, losses.sum(dim=1)
+    total = torch.where(total.detach() == 0, 1.0, total)  # no other class counts: no loss
+    return torch.where(masked, 1.0, _at(losses, labels) / total)
 
 
 def _focal(log_u: Tensor, gamma: float, detach: bool) -> Tensor:
@@ -421,9 +422,10 @@ class NegativeLearning(Loss):
     2. SelNL: the same, on samples with mean u_y > 1/K;
     3. SelPL: CE, L = -w_y log u_y, on samples with mean u_y > 1/2.
 
-    The mean of u_y is that of the sample's last ten visits; w_y is the size of the largest class
-    over that of y; 1 - u_k is clamped at 1e-5. The reduction "mean" is over the samples in use,
-    weighted by w_y in the third phase.
+    The mean of u_y is that of the sample's last ten visits, of which one not yet made counts as 0,
+    so that after a phase of fewer epochs few samples are trusted, or none; w_y is the size of the
+    largest class over that of y; 1 - u_k is clamped at 1e-5. The reduction "mean" is over the
+    samples in use, weighted by w_y in the third phase.
 
     It has to be told of the samples, once: :meth:`attach`; of every epoch: :meth:`start_epoch`; and
     it takes their indices: ``loss(logits, labels, index)``. Its state is in ``state_dict``. The

@@ -43,6 +43,7 @@ SHORTEST = 0.01
 FAR_ABOVE = 5.0
 ONCE = "it is called once an epoch"
 LARGEST = 3e38  # lambda, a float32
+STEP = 1e-5  # of the logits, over which lambda_crit takes the slope of the gradient, in float64
 MOST_CLASSES = 1024  # for which lambda_crit is looked up unasked: it takes K x K logits
 FIRST_CHECK = 32  # batches, before which a network may well predict one class
 # Of PyTorch's own, the losses of logits (N, K) and one label each. The others, such as NLLLoss and
@@ -95,7 +96,7 @@ def lp_norm(probabilities: Tensor, p: float) -> Tensor:
         TypeError, ValueError: bad probabilities' shape or dtype, or p.
     """
     p = check_parameter("p", p, 0.0, 1.0, open_low=True)
-    return check_logits(probabilities).clamp(CLAMP, 1.0).pow(p).sum(dim=1)
+    return check_logits(probabilities, "probabilities").clamp(CLAMP, 1.0).pow(p).sum(dim=1)
 
 
 def critical_weight(loss: nn.Module, num_classes: int, p: float) -> float:
@@ -109,8 +110,10 @@ def critical_weight(loss: nn.Module, num_classes: int, p: float) -> float:
 
     lambda_crit = kappa / (p (1 - p) K^(1-p)).
 
-    kappa is 1 for CE, K^-q (1 - q) for GCE, alpha for SCE, 1 for PHuber-CE if t > K and else 0, and
-    0 for every symmetric loss (eq. 2): MAE, RCE, NCE, NFL and APL. The temperature drops out. With
+    The curvature is the slope of the gradient, so a factor that a loss keeps out of its gradient is
+    seen as training sees it; at a kink the smaller counts. kappa is 1 for CE, K^-q (1 - q) for GCE,
+    alpha for SCE, 1 for PHuber-CE if t > K, 1/K at the kink t = K and 0 if t < K, and 0 for every
+    symmetric loss (eq. 2): MAE, RCE, NCE, NFL and APL. The temperature drops out. With
     ``unit_logits`` no output is uniform for long, and the number says little.
 
     Args:
@@ -119,7 +122,7 @@ def critical_weight(loss: nn.Module, num_classes: int, p: float) -> float:
         p: the norm's exponent, in (0, 1].
 
     Returns:
-        lambda_crit >= 0; infinite for p = 1, whose norm is constant.
+        lambda_crit >= 0, to six digits; infinite for p = 1, whose norm is constant.
 
     Raises:
         TypeError, ValueError: bad arguments; a loss that has SR in it.
@@ -130,22 +133,27 @@ def critical_weight(loss: nn.Module, num_classes: int, p: float) -> float:
         raise TypeError(f"loss must be the module that SR is put around, got {type(loss).__name__}")
     if p == 1:
         return math.inf
-    exact: Any = copy.deepcopy(loss).to("cpu", torch.float64)
-    if hasattr(exact, "ignore_index"):
-        exact.ignore_index = -100  # every class counts
-    labels = torch.arange(num_classes)
-    towards = torch.zeros(num_classes, dtype=torch.float64)
-    towards[0], towards[1] = 1.0, -1.0  # mean square 2 / K
+    with torch.inference_mode(False), torch.enable_grad():
+        exact: Any = copy.deepcopy(loss).to("cpu", torch.float64)
+        if hasattr(exact, "ignore_index"):
+            exact.ignore_index = -100  # every class counts
+        labels = torch.arange(num_classes)
+        # one class falls, or, the other way round, rises; of mean square 1
+        towards = torch.full((num_classes,), 1 / math.sqrt(num_classes - 1), dtype=torch.float64)
+        towards[0] = -math.sqrt(num_classes - 1)
 
-    step = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    with torch.enable_grad():
-        value: Tensor = exact((step * towards).expand(num_classes, -1), labels)
-        value = value / num_classes if getattr(loss, "reduction", "") == "sum" else value.mean()
-        (first,) = torch.autograd.grad(value, step, create_graph=True)
-        second = torch.autograd.grad(first, step)[0].item() if first.requires_grad else 0.0
-    kappa = second * num_classes / 2
-    # rounding leaves a symmetric loss 1e-17 or so
-    return max(kappa, 0.0) / (p * (1 - p) * num_classes ** (1 - p)) if kappa > 1e-12 else 0.0
+        def slope(step: float) -> float:
+            """That of the mean loss along ``towards``, ``step`` away from uniform outputs."""
+            z = (step * towards).repeat(num_classes, 1).requires_grad_()
+            value: Tensor = exact(z, labels)
+            value = value / num_classes if getattr(loss, "reduction", "") == "sum" else value.mean()
+            return float((torch.autograd.grad(value, z)[0] * towards).sum())
+
+        # to either side, up to terms of the step's square
+        sides = (4 * slope(h) - slope(2 * h) - 3 * slope(0.0) for h in (STEP, -STEP))
+        kappa = min(rise / (2 * h) for rise, h in zip(sides, (STEP, -STEP), strict=True))
+    # rounding leaves a symmetric loss 1e-11 or so
+    return kappa / (p * (1 - p) * num_classes ** (1 - p)) if kappa > 1e-8 else 0.0
 
 
 @torch.no_grad()
@@ -180,7 +188,8 @@ class SparseRegularization(nn.Module):
     It warns, once each, of a lambda far above :func:`critical_weight` (up to 1,024 classes), of
     training batches that have collapsed to one predicted class (looked for at batch 32, 64, 128 and
     so on), and of ``step()`` after every batch; in eager mode alone, and of the batches on the CPU
-    alone.
+    alone. For that its first batch calls a copy of the loss on small logits, and a loss without
+    ``reduction`` on the batch; PyTorch's generators are then as they were.
 
     Args:
         loss: any module of (logits (N, K), labels (N,)): PyTorch's or this library's. Its
@@ -234,7 +243,7 @@ class SparseRegularization(nn.Module):
         if not whole or every <= 0:
             raise ValueError(f"every must be an int or Fraction > 0, in epochs, got {every!r}")
         self.loss = loss
-        self.temperature = check_parameter("temperature", temperature, 0.0, open_low=True)
+        self.temperature = temperature
         self.p = check_parameter("p", p, 0.0, 1.0, open_low=True)
         self.initial_weight = check_parameter("weight (lambda)", weight, 0.0)
         self.growth = check_parameter("growth", growth, 0.0, open_low=True)
@@ -251,6 +260,16 @@ class SparseRegularization(nn.Module):
         # compiled code without compiling it anew
         self.register_buffer("epochs_done", torch.zeros((), dtype=torch.int64))
         self.epochs_done: Tensor
+        self._widen()
+
+    @property
+    def temperature(self) -> float:
+        """tau, which may be set between epochs."""
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, temperature: float) -> None:
+        self._temperature = check_parameter("temperature", temperature, 0.0, open_low=True)
 
     @property
     def reduction(self) -> str:
@@ -272,7 +291,12 @@ class SparseRegularization(nn.Module):
     @weight.setter
     def weight(self, weight: float) -> None:
         weight = check_parameter("weight (lambda)", weight, 0.0)
-        self.initial_weight = weight / self._factor(int(self.epochs_done))
+        done = int(self.epochs_done)
+        if not (factor := self._factor(done)):
+            raise ValueError(
+                f"lambda has shrunk to 0 after {done} calls of step(), and stays there"
+            )
+        self.initial_weight = weight / factor
 
     def _factor(self, done: int) -> float:
         """What lambda has grown by."""
@@ -301,11 +325,14 @@ class SparseRegularization(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> SparseRegularization:
         """As of any module; class weights stay as wide as the logits that come to the loss."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._widen()
+        return self
+
+    def _widen(self) -> None:
         for module in self.loss.modules():
             for name, buffer in module._buffers.items():
                 if buffer is not None and buffer.dtype in (torch.float16, torch.bfloat16):
                     module._buffers[name] = buffer.float()
-        return self
 
     def step(self) -> None:
         """Say that one more epoch is done."""
@@ -365,10 +392,13 @@ class SparseRegularization(nn.Module):
         """Say once what cannot work."""
         seen, rows = self._counts[0], labels.flatten()
         if seen == 1 and not more and not labels.is_floating_point():
-            self._first_look(z, labels)
+            with torch.random.fork_rng([z.device] if z.is_cuda else []):  # a loss may draw
+                self._first_look(z, labels)
         if seen < FIRST_CHECK or not self.training or not self.initial_weight:
             return
         predicted = z.argmax(dim=1).flatten()
+        if look(predicted.sum()) is None:
+            return
         if kept is not None:
             rows, predicted = rows[kept.flatten()], predicted[kept.flatten()]
         if len(rows) < 16:

@@ -283,7 +283,8 @@ class Store:
             path = self.path(spec, choice)
             if path.exists():
                 run = self.read(path)
-                return run if run.details or not details else None
+                if run.details or not details:
+                    return run
         return None
 
     def details(self, run: StoredRun) -> dict[str, NDArray[Any]]:
@@ -307,8 +308,15 @@ class Store:
         with np.load(io.BytesIO(content)) as arrays:
             return dict(arrays)
 
-    def missing(self, specs: Sequence[RunSpec], precision: str | None = None) -> list[RunSpec]:
-        """Those of ``specs`` that are not stored (in that precision; in any by default)."""
+    def missing(
+        self, specs: Sequence[RunSpec], precision: str | None = None, *, details: bool = False
+    ) -> list[RunSpec]:
+        """Those of ``specs`` that are not stored (in that precision; in any by default).
+
+        With ``details``, a run that was stored without them is missing.
+        """
+        if details:
+            return [s for s in specs if self.load(s, precision, details=True) is None]
         choices = PRECISIONS if precision is None else (precision,)
         return [s for s in specs if not any(self.path(s, c).exists() for c in choices)]
 
@@ -358,8 +366,10 @@ class Store:
         with contextlib.suppress(OSError):
             for path in self._scratch.glob(f"{name}.*.tmp"):
                 path.unlink()
-            if (self.folder / "runs" / f"{name}.json").exists():
-                (self._scratch / f"{name}.pt").unlink(missing_ok=True)
+            made, state = self.folder / "runs" / f"{name}.json", self._scratch / f"{name}.pt"
+            # one that is newer than the result is of the same run, repeated for its details
+            if made.stat().st_mtime_ns >= state.stat().st_mtime_ns:
+                state.unlink()
 
     def tidy(self) -> None:
         """Remove what killed processes left, but for the checkpoints of unfinished runs.

@@ -126,7 +126,8 @@ def run_all(
     while waiting:
         busy = {}
         for spec, position in waiting.items():
-            needed = spec.dataset in DATASETS and (details or store.missing([spec], wanted))
+            lacking = store.missing([spec], wanted, details=details)
+            needed = spec.dataset in DATASETS and lacking
             options["data"] = load(spec.dataset) if needed else None  # WebVision is streamed
             try:
                 runs[spec] = run_one(

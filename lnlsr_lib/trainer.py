@@ -102,7 +102,7 @@ class RunResult:
         details: by name, if they were asked for: ``features`` (N, D) of the last hidden layer and
             ``test_labels`` of the test set; ``test_prediction``, ``train_prediction``, and the
             margins of the logits, ``test_margin`` (of the true label) and ``train_margin`` (of the
-            given one; ``train_mean_margin`` over all steps), all (N,).
+            given one; ``train_mean_margin`` over all steps, of two networks the mean), all (N,).
     """
 
     spec: RunSpec
@@ -337,8 +337,8 @@ def train(
         torch.backends.cudnn.allow_tf32 = False
     source = open_source(spec, data, target)
     learner = Learner(spec, source, target, resolved, compiled)
-    by_index = details and isinstance(source, Resident)
-    tally = Tally(len(source.labels) if by_index else 0, target)
+    # whether or not details are asked for: whoever goes on from a checkpoint may want them
+    tally = Tally(len(source.labels) if isinstance(source, Resident) else 0, target)
     history: dict[str, list[float | None]] = {name: [] for name in HISTORY}
     confusion: list[list[int]] = []
     made_with = f"lnlsr {version('lnlsr')}, torch {torch.__version__}, "
@@ -353,8 +353,9 @@ def train(
             )
         try:
             learner.load_state(state)
-            if tally.margins.shape == state["margins"].shape:
-                tally.margins.copy_(state["margins"])
+            if tally.margins.shape != state["margins"].shape:
+                raise ValueError("its margins are of other samples, or of none")
+            tally.margins.copy_(state["margins"])
         except Exception as error:  # given any state, these raise anything
             raise StateError(f"the state does not fit: {error!r}") from error
         history = {name: list(values) for name, values in state["history"].items()}

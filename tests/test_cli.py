@@ -335,6 +335,26 @@ def test_status_of_one_experiment_lists_its_runs_alone(capsys, results, stored, 
     assert "smoke  2 of 2 runs stored" in shown
 
 
+def test_a_run_without_the_details_that_a_figure_needs_is_missing_there(capsys, results, on_few):
+    spec = experiment_specs("fig1", "smoke")[0]
+    only = ["--only", spec.id]
+    assert main(["run", "fig7", *only, "--quiet", *SMOKE[4:]]) == 0
+    assert spec in experiment_specs("fig7", "smoke")
+    capsys.readouterr()
+    main(["status", "fig1"])
+    shown = capsys.readouterr().out
+    assert f"missing: {spec.id}, its details" in shown
+    assert "smoke  0 of 4 runs stored" in shown
+    main(["estimate", "fig1", *only])
+    assert "1 of 1 runs are missing" in capsys.readouterr().out
+    main(["estimate", "fig7", *only])
+    assert "0 of 1 runs are missing" in capsys.readouterr().out
+    assert main(["run", "fig1", *only, "--quiet", *SMOKE[4:]]) == 0
+    capsys.readouterr()
+    main(["status", "fig1"])
+    assert "smoke  1 of 4 runs stored" in capsys.readouterr().out
+
+
 def test_only_finds_a_run_by_its_id_in_every_profile_and_seed(capsys, results, on_few):
     spec = experiment_specs("precision", "smoke", (7,))[0]
     assert main(["run", "precision", "--only", spec.id, "--quiet", *SMOKE[4:]]) == 0

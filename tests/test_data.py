@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import struct
 import tarfile
 import tracemalloc
@@ -411,6 +412,14 @@ def test_torchvisions_archive_is_unpacked_or_downloaded(tmp_path, offline, monke
     assert data.origin == "CIFAR-10 (verified by MD5)"
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["cifar10"]
     assert same_as(load_dataset("cifar10", tmp_path / "new"), parts)
+
+    def second(url, root, filename, md5):  # another process has put it there meanwhile
+        download(url, root, filename, md5)
+        shutil.copytree(tmp_path / "new" / "cifar10", tmp_path / "both" / "cifar10")
+
+    with monkeypatch.context() as online:
+        online.setattr("torchvision.datasets.utils.download_url", second)
+        assert same_as(load_dataset("cifar10", tmp_path / "both"), parts)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])

@@ -866,3 +866,19 @@ def test_the_smallest_q_is_still_cross_entropy():
     labels = torch.arange(64) % 10
     ours = build_loss("gce", q=1e-30)(logits, labels)
     assert ours == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["nce", "nfl", "apl", "nce_rce", "nfl_rce"])
+@pytest.mark.parametrize("others", [-math.inf, -1e9, -2e4])
+def test_a_row_of_one_class_has_no_normalised_loss(name, others):
+    logits = torch.tensor([[1.0, others, others], [0.0, 1.0, 2.0]], requires_grad=True)
+    labels = torch.tensor([0, 1])
+    loss = build_loss(name, reduction="none")(logits, labels)
+    alone = build_loss(name, reduction="none")(logits[1:], labels[1:])
+    torch.testing.assert_close(loss, torch.cat([torch.zeros(1), alone]))
+    (slope,) = torch.autograd.grad(loss.sum(), logits)
+    assert (slope[0] == 0).all()
+    assert slope.isfinite().all()
+    wrong = torch.tensor([[2e4, 0.0, 0.0]], requires_grad=True)
+    build_loss(name)(wrong, labels[1:]).backward()
+    assert wrong.grad.isfinite().all()

@@ -323,9 +323,9 @@ def test_tables_name_runs_with_sr_that_lost_a_class():
     lost = ((10, 0), (10, 0))
     one, other = stored(confusion=lost), stored(seed=2, confusion=((9, 1), (0, 10)))
     text = report.comparison([cell(one)])
-    assert '/lost_classes.ipynb">class 1 lost</a>' in text
+    assert '/lost_classes.ipynb">lost: class 1</a>' in text
     assert "1 of 2 runs lost a class" in report.grid([cell(one, other)])
-    assert "2 classes lost" in report.grid([cell(stored(confusion=((0, 1), (1, 0))))])
+    assert "lost: class 0, 1" in report.grid([cell(stored(confusion=((0, 1), (1, 0))))])
     assert "lost" not in report.grid([cell(other)])
     assert "lost" not in report.grid([cell(stored("ce", confusion=lost))])  # no SR to blame
 
@@ -342,4 +342,4 @@ def test_a_reduced_size_is_named_in_images_and_pixels():
 
 def test_webvisions_condition_is_not_called_clean():
     (first, *_) = report.cells_of("table3", [])
-    assert (first.condition, first.name) == ("web", "WebVision, web")
+    assert (report.condition_of(first.wanted), first.name) == ("web", "WebVision, web")

@@ -625,7 +625,9 @@ def left_behind(store, spec):
     scratch = store.folder / ".partial"
     scratch.mkdir(parents=True, exist_ok=True)
     for suffix in ("json.x1.tmp", "pt.x2.tmp", "npz.x3.tmp", "lock", "pt"):
-        (scratch / f"{spec.id}.float32.{suffix}").write_bytes(b"half")
+        path = scratch / f"{spec.id}.float32.{suffix}"
+        path.write_bytes(b"half")
+        os.utime(path, (0, 0))  # before any result
 
 
 @pytest.mark.parametrize("stored", [True, False])
@@ -643,6 +645,30 @@ def test_what_a_killed_process_left_goes_when_its_run_is_locked(store, small_spe
         )
     assert len(list((store.folder / ".partial").glob(f"{spec.id}*"))) == (not stored)
     assert len(list((store.folder / ".partial").glob("*seed2*"))) == others
+
+
+def test_a_state_of_a_stored_run_that_is_repeated_for_its_details_stays(store, small_spec):
+    spec = small_spec()
+    store.save(made_result(spec))
+    left_behind(store, spec)
+    os.utime(state := store.checkpoint(spec, "float32"))  # now
+    with store.locked(spec, "float32"):
+        assert state.exists()
+    assert list((store.folder / ".partial").iterdir()) == [state]
+
+
+def test_details_in_another_precision_are_found(store, small_spec):
+    spec = small_spec()
+    store.save(made_result(spec))
+    assert store.load(spec, details=True) is None
+    assert store.missing([spec], details=True) == [spec]
+    half = made_result(spec)
+    half.precision = "bf16"
+    store.save(half, {"knn_accuracy": 90.0}, {"embedding": np.zeros((2, 2))})
+    assert store.load(spec).provenance["precision"] == "float32"
+    assert store.load(spec, details=True).provenance["precision"] == "bf16"
+    assert store.load(spec, "float32", details=True) is None
+    assert store.missing([spec], details=True) == store.missing([spec]) == []
 
 
 def test_tidying_leaves_nothing_but_what_is_needed(store, small_spec):

@@ -156,7 +156,9 @@ def test_what_killed_processes_left_of_stored_runs_goes(store, tiny, tiny_spec):
     spec = tiny_spec(epochs=1)
     run_one(spec, store, data=tiny, **QUIET)
     for suffix in ("lock", "pt", "pt.x.tmp", "json.y.tmp"):
-        (store.folder / ".partial" / f"{spec.id}.float32.{suffix}").write_bytes(b"half")
+        path = store.folder / ".partial" / f"{spec.id}.float32.{suffix}"
+        path.write_bytes(b"half")
+        os.utime(path, (0, 0))
     run_all([spec], store, **QUIET)
     assert list((store.folder / ".partial").iterdir()) == []
 
@@ -298,6 +300,41 @@ def test_a_run_that_diverges_does_not_keep_the_others_back(store, tiny, tiny_spe
     with pytest.raises(DivergedError, match=broken.id):
         run_all([broken, whole], store, **QUIET)
     assert store.missing([broken, whole]) == [broken]
+
+
+def stopped(spec, store, monkeypatch, epochs, **options):
+    """Train ``spec``, and stop it when that many epochs are saved."""
+    save = Store.save_checkpoint
+
+    def once(self, spec, precision, state):
+        save(self, spec, precision, state)
+        if state["epoch"] == epochs:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "save_checkpoint", once)
+        with pytest.raises(KeyboardInterrupt):
+            run_one(spec, store, **options)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_details_of_a_run_that_was_stopped_before_are_whole(
+    tmp_path, small_spec, monkeypatch, stored
+):
+    spec = small_spec("ce", train_size=130, epochs=3)
+    where = {"device": "cpu", "precision": "float32", "progress": False}
+    whole = run_one(spec, Store(tmp_path / "whole"), **where, details=True)
+    store = Store(tmp_path / "stopped")
+    if stored:  # without details, which are asked for later, and stopped again
+        run_one(spec, store, **where)
+    stopped(spec, store, monkeypatch, 2, **where, details=stored)
+    seen = []
+    monkeypatch.setattr(sweep, "train", lambda *a, **k: seen.append(k["state"]) or train(*a, **k))
+    again = run_one(spec, store, **where, details=True)
+    assert [state["epoch"] for state in seen] == [2]
+    assert again.history["test_accuracy"] == whole.history["test_accuracy"]
+    for name, values in Store(tmp_path / "whole").details(whole).items():
+        assert (store.details(again)[name] == values).all(), name
 
 
 def test_details_are_trained_for_where_they_are_missing(tmp_path, small_spec):
