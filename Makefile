@@ -19,7 +19,7 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 # Two makes at once take turns.
 LOCKED := $(MAKE) --no-print-directory
 ifndef LNLSR_LOCKED
-LOCKED := LNLSR_LOCKED=1 $(PYTHON) scripts/locked.py .make.lock $(LOCKED)
+LOCKED := LNLSR_LOCKED=1 "$(PYTHON)" scripts/locked.py .make.lock $(LOCKED)
 endif
 
 .PHONY: help setup notebooks book test strict floors lint format release clean python
@@ -29,13 +29,13 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 python:
-	@$(or $(PYTHON),false) -c '$(FITS)' 2>/dev/null || { echo "make: needs Python 3.11 to 3.14 with venv$(if $(PYTHON),$(comma) and $(PYTHON) is not that); name one: make PYTHON=/path/to/python" >&2; exit 1; }
+	@"$(or $(PYTHON),false)" -c '$(FITS)' 2>/dev/null || { echo "make: needs Python 3.11 to 3.14 with venv$(if $(PYTHON),$(comma) and $(PYTHON) is not that); name one: make PYTHON=/path/to/python" >&2; exit 1; }
 
 setup: python  ## make the virtual environment .venv with everything in it
 	+@$(LOCKED) $(READY)
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,cluster,book,test,dev]'
 	touch $@
 
@@ -73,7 +73,7 @@ floors: python  ## test losses, SR and noise beside the oldest PyTorch and NumPy
 # What is tested needs PyTorch and NumPy alone; the tests' fixtures import the rest.
 in-floors:
 	rm -rf .floors
-	$(PYTHON) -m venv .floors
+	"$(PYTHON)" -m venv .floors
 	.floors/bin/python -m pip install --quiet 'torch==2.3.0' 'torchvision==0.18.0' 'numpy==2.0.0' \
 		filelock hypothesis pandas pillow platformdirs pydantic pytest scikit-learn threadpoolctl tqdm .
 	$(ONE_CORE_EACH) .floors/bin/python -m pytest tests/test_losses.py tests/test_regularization.py \

@@ -20,13 +20,14 @@ from collections.abc import Callable
 from unittest import mock
 
 import torch
+from report import commit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lnlsr_lib.device import device_name
 from lnlsr_lib.losses import build_loss
 from lnlsr_lib.regularization import SparseRegularization
-from lnlsr_lib.store import code_version, results_folder
+from lnlsr_lib.store import results_folder
 
 Function = Callable[[Tensor, Tensor], Tensor]
 TAU, P, WEIGHT = 0.5, 0.1, 1.2
@@ -80,10 +81,9 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    code = code_version()
     made_with = [
         device_name(torch.device("cpu")), 1, "float32", torch.__version__,
-        code["commit"][:8] + "+" * code["modified"],
+        commit(),
     ]  # fmt: skip
     header = ["what", "mode", "samples", "classes", "ours_us", "beside_us", "ratio_median"]
     header += ["ratio_of_fastest", "device", "threads", "precision", "torch", "commit"]

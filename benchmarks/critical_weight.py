@@ -20,6 +20,7 @@ import time
 from typing import Any
 
 import torch
+from report import commit
 from sklearn.datasets import load_digits
 from torch import Tensor
 
@@ -28,7 +29,7 @@ from lnlsr_lib.device import device_name
 from lnlsr_lib.losses import build_loss
 from lnlsr_lib.noise import corrupt_labels, symmetric_transition
 from lnlsr_lib.regularization import critical_weight, lp_norm, sharpen
-from lnlsr_lib.store import code_version, results_folder
+from lnlsr_lib.store import results_folder
 
 # Those of the paper's protocol on MNIST, but for PHuber-CE, whose curvature is 0 for t <= K.
 LOSSES: dict[str, dict[str, Any]] = {
@@ -161,7 +162,6 @@ def main() -> None:
             }
     else:
         path.write_bytes(gzip.compress((",".join(FIELDS) + "\n").encode()))
-    code = code_version()
     groups = itertools.product(args.data, args.optimizers, args.p, args.losses)
     for name, optimizer, p, loss_name in groups:
         if (name, loss_name, p, optimizer) in done:
@@ -201,7 +201,7 @@ def main() -> None:
                 "threads": torch.get_num_threads(),
                 "precision": "float32",
                 "torch": torch.__version__,
-                "commit": code["commit"][:8] + "+" * code["modified"],
+                "commit": commit(),
             }
             rows.append([row[field] for field in FIELDS])
         with gzip.open(path, "at", newline="") as lines:

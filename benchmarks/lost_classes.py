@@ -125,7 +125,7 @@ def main() -> None:
                         "threads": torch.get_num_threads(),
                         "torch": torch.__version__,
                         "seconds": seconds,
-                        "commit": code_version()["commit"],
+                        "commit": code_version()["commit"] or "no commit",
                     }
                 with filelock.FileLock(path.with_name(".csv.lock")), path.open("a") as file:
                     writer = csv.DictWriter(file, list(rows[0]))

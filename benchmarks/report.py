@@ -30,10 +30,14 @@ def epoch_seconds(spec: RunSpec, data: Dataset) -> float:
     return (stamps[-1] - stamps[0]) * len(stamps) / (len(stamps) - 1)
 
 
+def commit() -> str:
+    """The code's, short, with a + if it was changed since."""
+    return (code_version()["commit"] or "no commit")[:8] + "+" * bool(code_version()["modified"])
+
+
 def write_rows(name: str, rows: list[dict[str, object]]) -> None:
     """Store the rows, with the code's commit and PyTorch's version in each, and print them."""
-    commit = (code_version()["commit"] or "no commit")[:8] + "+" * bool(code_version()["modified"])
-    table = pd.DataFrame([row | {"torch": torch.__version__, "commit": commit} for row in rows])
+    table = pd.DataFrame([row | {"torch": torch.__version__, "commit": commit()} for row in rows])
     path = results_folder() / "benchmarks" / f"{name}.csv"
     write_atomically(path, table.to_csv(index=False).encode())
     print(table.T.to_string())

@@ -14,6 +14,7 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import statistics
+import sys
 from dataclasses import replace
 
 import torch
@@ -45,7 +46,8 @@ def peak_mib(
     """Peak resident memory of this process, in MiB: loading, five steps, the whole test."""
     spec = make_spec(dataset, method, 0.6).model_copy(update={"epochs": 1, "train_size": 640})
     train(spec, precision=precision)
-    answers.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # there in bytes, elsewhere in KiB
+    answers.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit)
 
 
 def main() -> None:

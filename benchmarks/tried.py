@@ -2,7 +2,8 @@
 
     python benchmarks/tried.py
 
-Each alternative in turn with what is in use, in this process, batch 128: medians over the rounds.
+Each alternative in turn with what is in use, batch 128: medians over the rounds. Operations in this
+process; what is set before a process starts, or is about several, in processes that start together.
 `torch.compile` needs a C++ compiler, and is left out without one. Writes
 ``results/benchmarks/tried.csv``.
 """
@@ -15,6 +16,8 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from multiprocessing.synchronize import Barrier
 from unittest import mock
 
 import torch
@@ -29,7 +32,7 @@ from lnlsr_lib.models import build_model, flatten, norm_pool
 from lnlsr_lib.objective import build_criterion
 from lnlsr_lib.protocol import make_spec
 
-ROUNDS = 40
+ROUNDS, PROCESS_ROUNDS = 40, 5
 Action = Callable[[], object]
 
 
@@ -134,13 +137,16 @@ def flattening(call: Callable[[Tensor], Tensor]) -> Action:
     return step
 
 
-def seconds_a_step(threads: int, steps: int, answers: multiprocessing.Queue[float]) -> None:
+def seconds_a_step(
+    threads: int, steps: int, answers: multiprocessing.Queue[float], together: Barrier
+) -> None:
     """In a process of its own: seconds a step of CNN-4 in bf16 with so many threads."""
     keep_freed_memory()
     torch.set_num_threads(threads)
     step = training_step("mnist", "bf16")
     for _ in range(10):
         step()
+    together.wait()
     start = time.perf_counter()
     for _ in range(steps):
         step()
@@ -150,11 +156,9 @@ def seconds_a_step(threads: int, steps: int, answers: multiprocessing.Queue[floa
 def side_by_side(processes: int, threads: int, steps: int = 200, **environment: str) -> float:
     """Milliseconds a step, over all of the processes that train at once, in an environment."""
     context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    children = [
-        context.Process(target=seconds_a_step, args=(threads, steps, answers))
-        for _ in range(processes)
-    ]
+    answers, together = context.Queue(), context.Barrier(processes)
+    given = (threads, steps, answers, together)
+    children = [context.Process(target=seconds_a_step, args=given) for _ in range(processes)]
     with mock.patch.dict(os.environ, environment):
         for child in children:
             child.start()
@@ -248,30 +252,26 @@ def main() -> None:
             times.append((middle - start, time.perf_counter() - middle))
         other, ours = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
         rows.append({"tried": name, "beside": beside, "tried_ms": other, "beside_ms": ours})
-    if torch.get_num_threads() > 1:
-        threads = torch.get_num_threads()
-        rows.append(
-            {
-                "tried": f"one process of {threads} threads, a step of CNN-4, bf16",
-                "beside": f"{threads} processes of one, a step of any",
-                "tried_ms": side_by_side(1, threads),
-                "beside_ms": side_by_side(threads, 1),
-            }
-        )
-        for name, environment in ENVIRONMENTS.items():
-            timed = [
-                (side_by_side(1, threads, **environment), side_by_side(1, threads))
-                for _ in tqdm(range(3), name)
-            ]
-            other, ours = (statistics.median(column) for column in zip(*timed, strict=True))
-            rows.append(
-                {
-                    "tried": f"{name}, a step of CNN-4, bf16",
-                    "beside": "as they are",
-                    "tried_ms": other,
-                    "beside_ms": ours,
-                }
+    threads = torch.get_num_threads()
+    if threads > 1:
+        usual = partial(side_by_side, 1, threads)
+        pairs_of_processes = [
+            (
+                f"one process of {threads} threads, a step of CNN-4, bf16",
+                f"{threads} processes of one, a step of any",
+                usual,
+                partial(side_by_side, threads, 1),
             )
+        ]
+        for name, environment in ENVIRONMENTS.items():
+            tried_so = partial(side_by_side, 1, threads, **environment)
+            pairs_of_processes.append(
+                (f"{name}, a step of CNN-4, bf16", "as they are", tried_so, usual)
+            )
+        for name, beside, tried, used in tqdm(pairs_of_processes):
+            times = [(tried(), used()) for _ in range(PROCESS_ROUNDS)]
+            other, ours = (statistics.median(column) for column in zip(*times, strict=True))
+            rows.append({"tried": name, "beside": beside, "tried_ms": other, "beside_ms": ours})
     for row in rows:
         row["ratio"] = round(row["tried_ms"] / row["beside_ms"], 2)
         row["tried_ms"], row["beside_ms"] = round(row["tried_ms"], 2), round(row["beside_ms"], 2)

@@ -312,6 +312,8 @@ class Page:
     def embeddings(self, keys: plots.Keys, caption: str, columns: int = 2) -> Html:
         """:meth:`figure` of t-SNE panels: of each cell that is asked for, its first seed.
 
+        Where the test labels that colour them are not at hand, the picture as it is stored.
+
         Args:
             keys: what to :meth:`select`, by the panel's title.
             caption, columns: of the figure.
@@ -327,6 +329,10 @@ class Page:
             return plots.draw_embedding(axes, [], [], said)
 
         alt = "Test images as points in the colour of their true class, by t-SNE."
+        if not all(len(_test_labels(run.spec.dataset)) for run in self.runs if run.details):
+            said = f"{caption} As stored: the test labels that colour it are not at hand."
+            shown = plots.stored_picture(self.name, self.store.folder, alt, said)
+            return Html(self.note() + (shown or f"<p>{said}</p>") + report.badge(self.runs))
         return self.figure(draw, keys, caption=caption, alt=alt, columns=columns)
 
     def separation(self, pairs: plots.Keys) -> Html:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 import re
@@ -22,7 +23,12 @@ from lnlsr_book.report import ENDINGS, Cell, Html, agreement
 from lnlsr_lib.protocol import METHODS, method_name
 from lnlsr_lib.store import StoredRun, write_atomically
 
-__all__ = ["curves", "draw_beside", "draw_curves", "draw_embedding", "panels", "save_figure"]
+# fmt: off
+__all__ = [
+    "curves", "draw_beside", "draw_curves", "draw_embedding", "panels", "save_figure",
+    "stored_picture",
+]
+# fmt: on
 
 # A base loss has one colour and one marker everywhere, dashed and open; its version with SR has
 # the same, solid and filled. The colours hold on white and on black, and for the colour-blind.
@@ -209,6 +215,25 @@ def panels(
     return whole, Html(
         f'<figure class="panels"><div style="--columns:{columns}">{inner}</div>'
         f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def stored_picture(name: str, folder: Path, alt: str, whence: str) -> Html:
+    """A figure as it was last written, for a machine that cannot draw it; or nothing.
+
+    Args:
+        name: of its files, such as "fig5".
+        folder: the results folder.
+        alt: a sentence for those who do not see it.
+        whence: what to say of it; HTML.
+    """
+    path = folder / name / f"{name}.png"
+    if not path.exists():
+        return Html("")
+    content = base64.b64encode(path.read_bytes()).decode()
+    return Html(
+        f'<figure><img src="data:image/png;base64,{content}" alt="{html.escape(alt)}">'
+        f"<figcaption>{whence}</figcaption></figure>"
     )
 
 

@@ -70,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     about = "train the runs of a figure or table that are missing, and store them"
     more = "May be stopped at any time, and called again; several at once share the work."
     more += " Example: 'lnlsr run fig3 --profile paper --seeds 1-3'."
-    run = commands.add_parser("run", parents=[shared], help=about, description=f"{about}. {more}")
+    usage = "lnlsr run EXPERIMENT --profile {paper,lite,smoke} [options]"
+    of: dict[str, Any] = {"help": about, "description": f"{about}. {more}", "usage": usage}
+    run = commands.add_parser("run", parents=[shared], **of)
     flag = partial(run.add_argument, action="store_true")
     flag("--again", help="train what is stored anew and compare: status 1 if they differ")
     flag("--details", help="store each sample's prediction and margin and a t-SNE, too")
@@ -79,16 +81,23 @@ def _parser() -> argparse.ArgumentParser:
 
     about = "how long the missing runs of a figure or table would take; nothing is stored"
     eg = ". For a GPU that is not here: 'lnlsr estimate table1 --profile paper --tflops 990'"
-    cost = commands.add_parser("estimate", parents=[shared], help=about, description=about + eg)
+    of = {"help": about, "description": about + eg, "usage": usage.replace("run", "estimate")}
+    cost = commands.add_parser("estimate", parents=[shared], **of)
     cost.add_argument("--tflops", type=float, help="another device's peak rate, in 1e12/s; rough")
     cost.add_argument("--again", action="store_true", help="time anew what was timed before")
 
-    status = commands.add_parser("status", help="what is stored, and what is missing")
+    about = "what is stored, and what is missing"
+    more = ": of every experiment, or of one, whose missing runs are named then"
+    status = commands.add_parser("status", help=about, description=about + more)
     status.add_argument("experiment", nargs="?", **name)
     status.add_argument("--seeds", **seeds | {"help": seeds["help"].format("auto, any")})
-    show = commands.add_parser("show", help="the card of a stored run")
+    about = "the card of a stored run"
+    more = ": what was trained, what came out, how it was made. Ids are in 'lnlsr status'."
+    show = commands.add_parser("show", help=about, description=about + more)
     show.add_argument("id", metavar="ID", help="the run's id, or its beginning")
-    data = commands.add_parser("data", help="fetch and verify a data set")
+    about = "fetch and verify a data set"
+    more = ", where it is not there yet, into the folder that $LNLSR_DATA names, else a cache"
+    data = commands.add_parser("data", help=about, description=about + more)
     data.add_argument("dataset", nargs="?", choices=DATASETS, default="mnist")
     return parser
 
@@ -96,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
 def _wanted(args: argparse.Namespace) -> list[RunSpec]:
     """The experiment's runs, or of these, in every profile and with any seed, those named."""
     profiles = PROFILES if args.profile is None else (args.profile,)
+    if args.only and args.seeds:
+        raise ValueError("--only names the seeds already, and does not go with --seeds")
     if not args.only:
         if args.profile is None:
             raise ValueError(f"--profile is needed, one of {', '.join(PROFILES)}; or --only")
@@ -136,12 +147,16 @@ def _line(run: StoredRun) -> str:
 def _run(args: argparse.Namespace, store: Store) -> None:
     specs, on_ray, where = _wanted(args), _on_ray(args), _given(args, "device", "precision")
     options = {"compiled": args.compile, "progress": not args.quiet, **where}
-    if args.again and on_ray is not None:
-        raise ValueError("--again trains in this process, and does not go with --ray")
+    if args.again and (on_ray is not None or args.details):
+        raise ValueError("--again compares, in this process: not with --ray, nor with --details")
     if args.again:
-        differing = [found for spec in specs if (found := _again(spec, store, options))]
-        if differing:
-            raise ValueError("; ".join(differing))
+        stored = [(spec, store.load(spec, where.get("precision"))) for spec in specs]
+        lacking = [spec.id for spec, run in stored if run is None]
+        if lacking:
+            raise ValueError(f"not stored, nothing to compare with: {', '.join(lacking)}")
+        differ = [_again(run, store, options) for _, run in stored if run]
+        if any(differ):
+            raise ValueError(f"{sum(differ)} of {len(differ)} histories differ")
         return
     options["details"] = args.details or EXPERIMENTS[args.experiment].details
     options |= on_ray or {}
@@ -150,12 +165,9 @@ def _run(args: argparse.Namespace, store: Store) -> None:
         print(_line(run))
 
 
-def _again(spec: RunSpec, store: Store, options: dict[str, Any]) -> str:
-    """Train a stored run anew in a folder aside; where its history differs, or an empty string."""
-    stored = store.load(spec, options.get("precision"))
-    if stored is None:
-        raise ValueError(f"{spec.id} is not stored, there is nothing to compare with")
-    precision = stored.provenance["precision"]
+def _again(stored: StoredRun, store: Store, options: dict[str, Any]) -> bool:
+    """Train a stored run anew in a folder aside, and say whether and where its history differs."""
+    spec, precision = stored.spec, stored.provenance["precision"]
     aside = Store(store.folder / ".partial" / f"again-{spec.id}.{precision}")
     new = run_one(spec, aside, **options | {"precision": precision})
     shutil.rmtree(aside.folder)
@@ -164,10 +176,11 @@ def _again(spec: RunSpec, store: Store, options: dict[str, Any]) -> str:
             now, then = new.history[name][epoch], stored.history[name][epoch]
             if now != then:
                 made = [f"{r.provenance['device']}, {r.provenance['torch']}" for r in (new, stored)]
-                at = f"{spec.id} differs from epoch {epoch + 1} on: {name} is"
-                return f"{at} {now} (device, torch: {made[0]}), stored {then} ({made[1]})"
+                at = f"{spec.id}  differs from epoch {epoch + 1} on: {name} is"
+                print(f"{at} {now} (device, torch: {made[0]}), stored {then} ({made[1]})")
+                return True
     print(f"{spec.id}  same history, all {spec.epochs} epochs")
-    return ""
+    return False
 
 
 def _estimate(args: argparse.Namespace, store: Store) -> None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import heapq
 import os
+import signal
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,10 +29,10 @@ import torch
 
 from lnlsr_lib.checks import check_range
 from lnlsr_lib.cost import Cost, duration, estimate
-from lnlsr_lib.data import DATASETS, Dataset, load_dataset
+from lnlsr_lib.data import DATASETS, DataError, Dataset, load_dataset
 from lnlsr_lib.device import resolve_device, resolve_precision
 from lnlsr_lib.spec import RunSpec
-from lnlsr_lib.store import BusyError, Store, StoredRun, write_atomically
+from lnlsr_lib.store import BusyError, Store, StoredRun, StoreError, write_atomically
 from lnlsr_lib.sweep import run_one
 from lnlsr_lib.trainer import DivergedError
 
@@ -45,6 +47,10 @@ class ClusterError(RuntimeError):
     """Ray or the cluster is not there, does not fit, or keeps losing a run."""
 
 
+class LostError(ClusterError):
+    """A worker, or its machine, is gone."""
+
+
 # --- on the machine that trains ------------------------------------------------------------------
 
 
@@ -52,7 +58,8 @@ class ClusterError(RuntimeError):
 def _code() -> str:
     """Checksum of the library's code and of PyTorch's version (not its build)."""
     digest = hashlib.sha256(torch.__version__.partition("+")[0].encode())
-    for path in sorted(Path(__file__).parent.glob("*.*")):  # code and tables
+    folder = Path(__file__).parent
+    for path in sorted([*folder.glob("*.py"), *folder.glob("*.csv")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -130,11 +137,22 @@ class _Cluster:
         return task.remote(_code(), self.cpus, function, *given, **more)
 
     def get(self, reference: Any) -> Any:
-        """What a task returned, or the error that it raised; RayError if its worker died."""
+        """What a task returned, or the error that it raised; ClusterError if its worker died."""
         try:
             return self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause from error
+        except self.ray.exceptions.RayError as error:
+            raise LostError(f"a worker was lost: {error}") from error
+
+    def ask(self, reference: Any) -> Any:
+        """As :meth:`get`, of what hardly fails: if it does, Ray or a machine does not fit."""
+        try:
+            return self.get(reference)
+        except (ClusterError, DataError, ValueError):
+            raise
+        except Exception as error:
+            raise ClusterError(f"a worker failed: {type(error).__name__}: {error}") from error
 
 
 @contextmanager
@@ -153,7 +171,10 @@ def _connected(
     try:
         import ray
 
+        stop = signal.getsignal(signal.SIGTERM)
         ray.init(**where, log_to_driver=False, logging_level=40)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, stop)  # in the place of Ray's, which aborts
     except ImportError:
         raise ClusterError("this needs Ray, which the extra lnlsr[cluster] brings") from None
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -232,9 +253,9 @@ def run_all(
         progress: show on standard error how far the sweep is.
 
     Raises:
-        ClusterError: Ray is not installed, the cluster cannot be reached or does not fit, or a
-            run's workers died again and again (which, like a run that diverges, does not keep the
-            others back).
+        ClusterError: Ray is not installed, the cluster cannot be reached or does not fit; or a run
+            failed, for want of memory, say, or its workers died again and again (which, like a run
+            that diverges, does not keep the others back).
         StoreError, DataError, DivergedError, ValueError: see :func:`lnlsr_lib.sweep.run_one`.
     """
     store.tidy()
@@ -264,7 +285,7 @@ def run_all(
 
         ray, device = cluster.ray, cluster.device
         probe = cluster.call(lambda: resolve_precision(precision, resolve_device(device)))
-        resolved = cluster.get(probe)
+        resolved = cluster.ask(probe)
         options = {"device": device, "precision": resolved}
         options |= {"compiled": compiled, "details": details}
         head = {"node:__internal_head__": 0.001}  # outlives the other nodes
@@ -290,19 +311,24 @@ def run_all(
             spec, lock = tasks.pop(task)
             with lock:
                 try:
-                    last = store.checkpoint(spec, resolved)
-                    for name, content in cluster.get(task).items():
-                        write_atomically(store.folder / "runs" / name, content, last.parent)
-                    find(spec, resolved)
-                    last.unlink(missing_ok=True)
-                except DivergedError as error:
-                    failed[spec] = error
-                except ray.exceptions.RayError as error:
+                    files = cluster.get(task)
+                except LostError as error:
                     losses[spec] += 1
                     if losses[spec] < LOSSES:
                         waiting.insert(0, spec)
                     else:
                         failed[spec] = ClusterError(f"{spec.id} lost {LOSSES} workers: {error}")
+                except (ClusterError, StoreError, DataError):
+                    raise  # the others would fare no better
+                except Exception as error:  # it diverged; or there was no memory left, say
+                    said = f"{spec.id} failed: {type(error).__name__}: {error}"
+                    failed[spec] = error if isinstance(error, DivergedError) else ClusterError(said)
+                else:
+                    last = store.checkpoint(spec, resolved)
+                    for name, content in files.items():
+                        write_atomically(store.folder / "runs" / name, content, last.parent)
+                    find(spec, resolved)
+                    last.unlink(missing_ok=True)
 
         while waiting or tasks:
             slots = cluster.slots()
@@ -346,7 +372,7 @@ def estimate_on(
     with _connected(device, **where) as cluster:
         options = {"device": cluster.device, "precision": precision, "kept": False}
         tasks = [cluster.call(estimate, specs, **options) for _ in range(cluster.slots())]
-        timed = zip(*map(cluster.get, tasks), strict=True)
+        timed = zip(*map(cluster.ask, tasks), strict=True)
         middle = [(costs[0], statistics.median(c.seconds for c in costs)) for costs in timed]
         return [replace(cost, seconds=seconds) for cost, seconds in middle], len(tasks)
 

@@ -5,6 +5,7 @@ The folder is ``$LNLSR_DATA`` where that is set, else a cache folder of the user
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import os
@@ -263,6 +264,15 @@ CIFAR = {
 }
 
 
+def _scratch(folder: Path, prefix: str) -> tempfile.TemporaryDirectory[str]:
+    """A folder for a while: inside of ``folder``, or, where that cannot be written, elsewhere."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=folder, prefix=prefix)
+    except OSError:
+        return tempfile.TemporaryDirectory(prefix=prefix)
+
+
 def load_cifar(folder: Path, name: str) -> Dataset:
     """CIFAR-10 or CIFAR-100: 50,000 train and 10,000 test images, (3, 32, 32), verified by MD5.
 
@@ -276,26 +286,30 @@ def load_cifar(folder: Path, name: str) -> Dataset:
 
     title, mean, std = CIFAR[name]
     place, official = folder / name, getattr(datasets, name.upper())
-    packed = (official.base_folder, official.filename)
-    root = next((r for r in (place, folder) if any((r / file).exists() for file in packed)), None)
+
+    def found(file: str) -> Path | None:
+        return next((root for root in (place, folder) if (root / file).exists()), None)
+
+    def read(root: Path | str) -> list[Any]:
+        return [official(root, train=train, download=True) for train in (True, False)]
+
+    root, packed = found(official.base_folder), found(official.filename)
     try:
-        if root is None:
-            root = place
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
-                official(scratch, download=True)
-                place.mkdir(exist_ok=True)
-                try:
-                    os.replace(Path(scratch) / packed[0], place / packed[0])
-                except OSError:
-                    if not (place / packed[0]).exists():  # else another process was faster
-                        raise
-        parts = [official(root, train=train, download=True) for train in (True, False)]
+        if root is not None:
+            parts = read(root)
+        else:
+            with _scratch(folder, f".{name}-") as scratch:
+                if packed is not None:
+                    shutil.copy(packed / official.filename, scratch)
+                parts = read(scratch)
+                with contextlib.suppress(OSError):  # read-only; or another process was faster
+                    place.mkdir(exist_ok=True)
+                    os.replace(Path(scratch) / official.base_folder, place / official.base_folder)
     except Exception as error:
         raise DataError(
-            f"{title} is not whole in {root} and torchvision could not fetch it ({error}).\n"
-            f"Three ways out: (1) put {packed[1]} into {place}; (2) name in LNLSR_DATA a folder "
-            f"that has it in {name}; (3) go online."
+            f"{title} is not whole in {root or packed or place} and torchvision could not fetch it "
+            f"({error}).\nThree ways out: (1) put {official.filename} into {place}; (2) name in "
+            f"LNLSR_DATA a folder that has it in {name}; (3) go online."
         ) from error
     train, test = (
         (torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets))

@@ -119,14 +119,19 @@ def results_folder() -> Path:
 
 @cache
 def code_version() -> dict[str, Any]:
-    """Version of the library, and the git commit it lies in; ``modified`` if the code differs."""
+    """Version of the library, and the commit of git that has it; ``modified`` if the code differs.
 
-    command = ["git", "status", "--porcelain=v2", "--branch", "--", "."]
+    None where git has not this very file, as of a copy that is installed inside of a checkout.
+    """
+
+    def git(*command: str) -> str:
+        here: dict[str, Any] = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
+        return str(subprocess.run(["git", *command], **here, check=True).stdout)
+
     found: dict[str, Any] = {"lnlsr": version("lnlsr"), "commit": None, "modified": None}
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        here = Path(__file__).parent
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
-        head, *lines = done.stdout.splitlines()
+        git("ls-files", "--error-unmatch", "--", Path(__file__).name)
+        head, *lines = git("status", "--porcelain=v2", "--branch", "--", ".").splitlines()
         found["commit"] = head.removeprefix("# branch.oid ")
         found["modified"] = any(not line.startswith("#") for line in lines)
     return found
@@ -174,6 +179,7 @@ class Store:
         place = results_folder() if folder is None else folder
         self.folder = named_folder(place, "the results folder")
         code_version()  # now, since the checkout may move on while a run is trained
+        self._commits: dict[str, list[str | None]] = {}  # with which a run was begun and gone on
 
     def path(self, spec: RunSpec, precision: str) -> Path:
         """Where the finished run lies, or will."""
@@ -209,7 +215,7 @@ class Store:
         if details is not None:
             np.savez_compressed(buffer, **details)  # type: ignore[arg-type]
             sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
-        content = {
+        content: dict[str, Any] = {
             "id": result.spec.id,
             "spec": result.spec.model_dump(mode="json"),
             "history": result.history,
@@ -229,6 +235,8 @@ class Store:
                 "realised_noise_rate": result.realised_noise_rate,
             },
         }
+        if len(commits := self._commits.get(path.stem, [])) > 1:
+            content["provenance"]["commits"] = commits
         try:
             content["sha256"] = checksum(content)
             text = (json.dumps(content, indent=1) + "\n").encode()
@@ -388,10 +396,10 @@ class Store:
         Raises:
             StoreError: it cannot be written.
         """
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
+        buffer, path = io.BytesIO(), self.checkpoint(spec, precision)
+        commits = self._commits.setdefault(path.stem, [code_version()["commit"]])
+        torch.save({"state": state, "commits": commits}, buffer)
         content = buffer.getvalue()
-        path = self.checkpoint(spec, precision)
         write_atomically(path, hashlib.sha256(content).digest() + content)
 
     def load_checkpoint(self, spec: RunSpec, precision: str) -> dict[str, Any] | None:
@@ -407,10 +415,11 @@ class Store:
             content = path.read_bytes()
             if hashlib.sha256(content[32:]).digest() != content[:32]:
                 raise ValueError("its checksum is wrong")
-            state: dict[str, Any] = torch.load(
-                io.BytesIO(content[32:]), map_location="cpu", weights_only=True
-            )
+            held = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
+            state: dict[str, Any] = held["state"]
             check_state(state, spec, precision)
+            commits, now = held["commits"], code_version()["commit"]
+            self._commits[path.stem] = commits if now in commits[-1:] else [*commits, now]
             return state
         except Exception as error:
             problem = " ".join(str(error).split())[:300]

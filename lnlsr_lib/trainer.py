@@ -9,6 +9,8 @@ epoch (but for WebVision, which is streamed).
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -325,12 +327,14 @@ def train(
 
     Raises:
         DivergedError: the loss or the outputs of an epoch were NaN or infinite.
-        ValueError: device or precision do not fit.
+        ValueError: device or precision do not fit; no C++ compiler, for ``compiled``.
         StateError: the state does not.
         lnlsr_lib.data.DataError: the data set cannot be had.
     """
     target = resolve_device(device)
     resolved = resolve_precision(precision, target)
+    if compiled and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++", "clang++"))):
+        raise ValueError("torch.compile needs a C++ compiler, and there is none: g++, c++, clang++")
     if target.type == "cpu":
         keep_freed_memory()
     if target.type == "cuda":  # float32 means it
@@ -341,7 +345,8 @@ def train(
     tally = Tally(len(source.labels) if isinstance(source, Resident) else 0, target)
     history: dict[str, list[float | None]] = {name: [] for name in HISTORY}
     confusion: list[list[int]] = []
-    made_with = f"lnlsr {version('lnlsr')}, torch {torch.__version__}, "
+    # not its build: a run may go on elsewhere
+    made_with = f"lnlsr {version('lnlsr')}, torch {torch.__version__.partition('+')[0]}, "
     made_with += f"{source.origin.split(';')[0]}, {target.type}" + ", compiled" * compiled
     first = 0
     if state is not None:

@@ -388,17 +388,22 @@ def test_again_says_where_the_history_differs(capsys, results, stored):
     )
     results.save(changed)
     command = ["run", "precision", "--only", stored[0], "--again", "--quiet"]
-    line = failure(capsys, command)
+    assert main(command) == 1
+    shown = capsys.readouterr()
     now, then = run.history["test_accuracy"][1] - 0.5, run.history["test_accuracy"][1]
-    assert f"{stored[0]} differs from epoch 2 on: test_accuracy is {now} (" in line
-    assert f"stored {then} (" in line
+    assert f"{stored[0]}  differs from epoch 2 on: test_accuracy is {now} (" in shown.out
+    assert f"stored {then} (" in shown.out
+    assert shown.err == "lnlsr: 1 of 1 histories differ\n"
     assert results.load(run.spec).history == run.history
 
 
 def test_again_needs_something_to_compare_with(capsys, results):
     spec = experiment_specs("precision", "smoke")[0]
     line = failure(capsys, ["run", "precision", "--only", spec.id, "--again"])
-    assert f"{spec.id} is not stored" in line
+    assert f"not stored, nothing to compare with: {spec.id}" in line
+    for more, said in (("--details", "nor with --details"), ("--seeds=1", "not go with --seeds")):
+        line = failure(capsys, ["run", "precision", "--only", spec.id, "--again", more])
+        assert said in line
 
 
 # --- stopped -------------------------------------------------------------------------------------

@@ -100,6 +100,21 @@ def test_a_machine_with_other_code_does_not_work():
         cluster._call("other", 1, divmod, 7, 2)
 
 
+def test_what_lies_beside_the_code_is_not_part_of_it(monkeypatch, tmp_path):
+    (tmp_path / "a.py").write_text("1")
+    monkeypatch.setattr(cluster, "__file__", str(tmp_path / "cluster.py"))
+    cluster._code.cache_clear()
+    before = cluster._code()
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    cluster._code.cache_clear()
+    assert cluster._code() == before
+    (tmp_path / "b.csv").write_text("2")
+    cluster._code.cache_clear()
+    assert cluster._code() != before
+    cluster._code.cache_clear()
+
+
 def test_processes_of_a_machine_fetch_a_data_set_one_after_another(monkeypatch):
     inside, most = [], []
 
@@ -148,7 +163,7 @@ def test_a_log_gets_a_line_when_a_run_ends(tiny_spec, capsys):
 
 def epoch_of(path):
     """How far the run is that a checkpoint belongs to; its first 32 bytes are a checksum."""
-    return torch.load(io.BytesIO(path.read_bytes()[32:]), weights_only=True)["epoch"]
+    return torch.load(io.BytesIO(path.read_bytes()[32:]), weights_only=True)["state"]["epoch"]
 
 
 # --- on a cluster of three nodes -----------------------------------------------------------------
@@ -193,6 +208,29 @@ def test_details_come_as_well_and_a_run_that_diverges_keeps_none_back(nodes, sto
     other = in_process.run_one(whole, Store(store.folder.parent / "here"), details=True, **HERE)
     assert numbers(store.load(whole)) == numbers(other)
     assert store.load(whole).details == other.details  # the checksum of the arrays
+
+
+@needs_ray
+def test_a_run_that_fails_keeps_none_back_and_is_named(nodes, store, tiny_spec, monkeypatch):
+    broken, whole = tiny_spec("ce", epochs=1), tiny_spec(epochs=1)
+    call = cluster._Cluster.call
+
+    def no_memory(*given, **more):
+        raise torch.OutOfMemoryError("no memory is left")
+
+    def some(self, function, *given, **more):
+        return call(self, no_memory if broken in given else function, *given, **more)
+
+    monkeypatch.setattr(cluster._Cluster, "call", some)
+    before = signal.getsignal(signal.SIGTERM)
+    message = f"{broken.id} failed: OutOfMemoryError: no memory is left"
+    with pytest.raises(ClusterError, match=message):
+        run_all([broken, whole], store, address=nodes.address, **HERE)
+    assert store.missing([broken, whole]) == [broken]
+    assert signal.getsignal(signal.SIGTERM) is before  # not Ray's, which aborts
+    monkeypatch.setattr(cluster._Cluster, "call", lambda self, *_: call(self, no_memory))
+    with pytest.raises(ClusterError, match="a worker failed: OutOfMemoryError"):
+        run_all([broken], store, address=nodes.address, **HERE)
 
 
 @needs_ray

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import struct
 import tarfile
+import tempfile
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -420,6 +421,28 @@ def test_torchvisions_archive_is_unpacked_or_downloaded(tmp_path, offline, monke
     with monkeypatch.context() as online:
         online.setattr("torchvision.datasets.utils.download_url", second)
         assert same_as(load_dataset("cifar10", tmp_path / "both"), parts)
+
+
+@pytest.mark.filterwarnings("ignore:Python 3.14 will:DeprecationWarning")
+def test_a_packed_cifar_is_read_where_nothing_can_be_written(tmp_path, offline, monkeypatch):
+    parts = tiny_cifar()
+    for attribute, value in put_official(tmp_path / "made", parts).items():
+        monkeypatch.setattr(datasets.CIFAR10, attribute, value)
+    archive = tmp_path / "folder" / datasets.CIFAR10.filename
+    archive.parent.mkdir()
+    md5 = pack(tmp_path / "made" / datasets.CIFAR10.base_folder, archive)
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5)
+    made = tempfile.TemporaryDirectory
+
+    def refused(*given, dir=None, **more):
+        if dir is not None:
+            raise PermissionError("read-only")
+        return made(*given, **more)
+
+    monkeypatch.setattr(data_module.tempfile, "TemporaryDirectory", refused)
+    monkeypatch.setattr(data_module.os, "replace", lambda *given: refused(dir=given))
+    assert same_as(load_dataset("cifar10", archive.parent), parts)
+    assert listing(archive.parent / "cifar10") == []
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])

@@ -1,5 +1,7 @@
+import base64
 from math import isnan
 
+import numpy as np
 import pytest
 
 from lnlsr_book import notebook
@@ -353,3 +355,23 @@ def test_features_are_compared_with_sr_and_without(store):
     assert ">run without features<" in shown
     shown = page.embeddings({"GCE": {"method": "gce"}}, "The test images of MNIST by features.")
     assert ">not run<" in shown
+
+
+@pytest.mark.usefixtures("idle")
+def test_without_the_labels_that_colour_features_the_stored_picture_is_shown(store, monkeypatch):
+    spec = experiment_specs("fig1", "paper")[0]
+    history = {name: [1.0] * spec.epochs for name in HISTORY}
+    result = RunResult(spec, history, "cpu", "float32", 1, "made up", 0.8, CONFUSION)
+    embedding = np.zeros((sum(map(sum, CONFUSION)), 2))
+    store.save(result, {"knn_accuracy": 90.0, "silhouette": 0.5}, {"embedding": embedding})
+    monkeypatch.setattr(notebook, "_test_labels", lambda dataset: [])
+    page = notebook.open_page("fig1", namespace())
+    for stored in (b"", b"a picture"):
+        if stored:
+            (store.folder / "fig1").mkdir()
+            (store.folder / "fig1" / "fig1.png").write_bytes(stored)
+        shown = page.embeddings({"FL": {"method": "fl"}}, "The test images of MNIST by features.")
+        assert "As stored: the test labels that colour it are not at hand." in shown
+        assert base64.b64encode(stored).decode() in shown
+        assert "not run" not in shown
+    assert [path.read_bytes() for path in (store.folder / "fig1").iterdir()] == [stored]

@@ -10,6 +10,7 @@ import os
 import random
 import resource
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -832,3 +833,48 @@ def test_looking_makes_no_folder(store, small_spec):
     store.missing([small_spec()])
     assert store.runs() == []
     assert not store.folder.exists()
+
+
+def test_a_copy_that_git_does_not_have_names_no_commit(monkeypatch, tmp_path):
+    def git(*command):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", *who, *command], cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "other.py").write_text("1")
+    copy = tmp_path / "site-packages" / "store.py"
+    copy.parent.mkdir()
+    copy.write_text("2")
+    git("init")
+    git("add", "other.py")
+    git("commit", "-m", "other")
+    monkeypatch.setattr(store_module, "__file__", str(copy))
+    code_version.cache_clear()
+    assert (code_version()["commit"], code_version()["modified"]) == (None, None)
+    git("add", ".")
+    git("commit", "-m", "store")
+    code_version.cache_clear()
+    assert len(code_version()["commit"]) == 40
+    assert code_version()["modified"] is False
+    code_version.cache_clear()
+
+
+def test_a_run_that_goes_on_under_other_code_names_both_commits(
+    tmp_path, few, few_state, monkeypatch
+):
+    def under(commit):
+        found = {"lnlsr": "0", "commit": commit, "modified": False}
+        monkeypatch.setattr(store_module, "code_version", lambda: found)
+        return Store(tmp_path)
+
+    spec, first = few_state
+    under("a").save_checkpoint(spec, "float32", first)
+    for commit in ("a", "b", "b"):
+        store = under(commit)
+        state = store.load_checkpoint(spec, "float32")
+        assert set(state) == set(first)
+        store.save_checkpoint(spec, "float32", state)
+    result = train(spec, few, device="cpu", precision="float32")
+    run = store.read(store.save(result))
+    assert (run.provenance["commit"], run.provenance["commits"]) == ("b", ["a", "b"])
+    alone = under("c")
+    assert "commits" not in alone.read(alone.save(result)).provenance
