@@ -104,6 +104,15 @@ def interpreter(path, version):
 
 
 @needs_make
+def test_make_takes_a_python_whose_path_has_a_space(make, tmp_path):
+    (tmp_path / "a b").mkdir()
+    interpreter(tmp_path / "a b" / "python", (3, 12, 1))
+    done = make("-n", "in-release", f"PYTHON={tmp_path / 'a b' / 'python'}")
+    assert f'"{tmp_path}/a b/python" -m venv .venv' in done.stdout
+    assert make("python", f"PYTHON={tmp_path / 'a b' / 'python'}").returncode == 0
+
+
+@needs_make
 def test_make_takes_the_newest_python_that_fits(make, tmp_path):
     """3.14 is broken here, as a version manager's stand-in is, and python3 is too new."""
     (tmp_path / "python3.14").write_text("#!/bin/sh\nexit 127\n")
@@ -112,7 +121,7 @@ def test_make_takes_the_newest_python_that_fits(make, tmp_path):
         interpreter(tmp_path / name, version)
     interpreter(tmp_path / "python3", (3, 15, 0))
     done = make("-n", "in-release", PATH=f"{tmp_path}:/usr/bin:/bin")
-    assert "python3.13 -m venv .venv" in done.stdout
+    assert '"python3.13" -m venv .venv' in done.stdout
     assert make("python", PATH=f"{tmp_path}:/usr/bin:/bin").returncode == 0
 
 
