@@ -26,9 +26,9 @@ def embed(features: Tensor, labels: Tensor) -> tuple[NDArray[np.float32], dict[s
         labels: true classes, (N,), int64.
 
     Returns:
-        The embedding (N, 2), and ``knn_accuracy`` (percent of samples whose class is that of most
-        of their ten nearest neighbours, themselves left out), ``silhouette`` (mean over the
-        samples, in [-1, 1]; None for a single class) and what t-SNE was given.
+        The embedding (N, 2), and ``knn_accuracy`` (percent of samples whose class is the
+        commonest among their ten nearest neighbours, themselves left out), ``silhouette`` (mean
+        over the samples, in [-1, 1]; None for a single class) and what t-SNE was given.
 
     Raises:
         ValueError: shapes that do not fit.

@@ -199,7 +199,7 @@ class SparseRegularization(nn.Module):
         temperature: tau, > 0. Smaller is sharper, by the paper more robust; too small underfits.
             Authors' code: 0.1 on MNIST, with GCE 0.5, and 0.5 on CIFAR.
         p: exponent of the norm, in (0, 1]. Authors' code: 0.1, and 0.01 for 100 classes.
-        weight: lambda at the start, >= 0; weight * p < 1 keeps CE fitting, and for other losses
+        weight: lambda at the start, >= 0; the paper asks for weight * p < 1, and
             :func:`critical_weight` says where classes are lost. Authors' code: 1.2 on CIFAR-10.
         growth: rho, the factor at each growth of lambda, > 0. Authors' code: 1.03 on CIFAR-10.
         every: r, the epochs between growths, > 0; a Fraction for a schedule that is squeezed.
