@@ -135,9 +135,11 @@ def _lost(runs: Sequence[StoredRun]) -> Html:
     """What runs with SR have lost, with a link to where that is counted; nothing of others."""
     found = [lost_classes(run) for run in runs if run.spec.sr]
     count = sum(map(bool, found))
-    said = f"{count} of {len(found)} runs lost a class"
+    said = f"{count} of {len(found)} lost a class"
     if len(found) == 1:
-        said = f"lost: class {', '.join(map(str, found[0]))}"
+        said = (
+            f"lost: class {found[0][0]}" if len(found[0]) == 1 else f"lost: {len(found[0])} classes"
+        )
     return Html(f" <small>{page_link('lost_classes', said)}</small>" * bool(count))
 
 
@@ -349,8 +351,9 @@ def grid(cells: Sequence[Cell]) -> Html:
         said: list[str] = [cell.spec.profile] if cell.verdict == "reduced budget" else []
         said += [f"1/{cell.longer} epochs"] if cell.verdict == "fewer epochs" else []
         said += [cell.precisions] if mixed and "bf16" in cell.precisions else []
-        budget = f" <small>{', '.join(said)}</small>" * bool(said) + _lost(cell.runs)
+        budget = f" <small>{', '.join(said)}</small>" * bool(said)
         paper = f'<br><small title="paper">{_html(cell.paper or "-")}</small>'
+        paper += f"<br>{lost}" if (lost := _lost(cell.runs)) else ""
         ours_marked = mark(cell.verdict, ours(cell), cell.words)
         row[condition_of(cell.wanted)] = Html(ours_marked + budget + paper)
     return table(list(wide.values()), "grid")

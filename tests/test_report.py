@@ -324,8 +324,8 @@ def test_tables_name_runs_with_sr_that_lost_a_class():
     one, other = stored(confusion=lost), stored(seed=2, confusion=((9, 1), (0, 10)))
     text = report.comparison([cell(one)])
     assert '/lost_classes.ipynb">lost: class 1</a>' in text
-    assert "1 of 2 runs lost a class" in report.grid([cell(one, other)])
-    assert "lost: class 0, 1" in report.grid([cell(stored(confusion=((0, 1), (1, 0))))])
+    assert "1 of 2 lost a class" in report.grid([cell(one, other)])
+    assert "lost: 2 classes" in report.grid([cell(stored(confusion=((0, 1), (1, 0))))])
     assert "lost" not in report.grid([cell(other)])
     assert "lost" not in report.grid([cell(stored("ce", confusion=lost))])  # no SR to blame
 
