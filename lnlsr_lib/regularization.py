@@ -150,8 +150,8 @@ def critical_weight(loss: nn.Module, num_classes: int, p: float) -> float:
             return float((torch.autograd.grad(value, z)[0] * towards).sum())
 
         # to either side, up to terms of the step's square
-        sides = (4 * slope(h) - slope(2 * h) - 3 * slope(0.0) for h in (STEP, -STEP))
-        kappa = min(rise / (2 * h) for rise, h in zip(sides, (STEP, -STEP), strict=True))
+        start, sides = slope(0.0), (STEP, -STEP)
+        kappa = min((4 * slope(h) - slope(2 * h) - 3 * start) / (2 * h) for h in sides)
     # rounding leaves a symmetric loss 1e-11 or so
     return kappa / (p * (1 - p) * num_classes ** (1 - p)) if kappa > 1e-8 else 0.0
 
