@@ -67,7 +67,8 @@ def keep_freed_memory() -> bool:
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words, for the record."""
+    """The device in words, for the record; of a CPU with the instructions that PyTorch uses, which
+    decide how it rounds."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     name = platform.processor() or platform.machine()
@@ -75,4 +76,6 @@ def device_name(device: torch.device) -> str:
         with open("/proc/cpuinfo") as lines:
             models = [line.split(":", 1)[1] for line in lines if line.startswith("model name")]
         name = models[0].strip() if models else name
+    if device.type == "cpu" and (used := torch.backends.cpu.get_cpu_capability()) != "DEFAULT":
+        name += f", {used}"
     return f"{device.type} ({name})"

@@ -95,7 +95,7 @@ class RunResult:
     Attributes:
         spec: what was trained.
         history: one list per name in ``HISTORY``, one number (or None) per epoch.
-        device: such as "cpu (AMD EPYC)", with ", compiled" behind it if the network was.
+        device: such as "cpu (AMD EPYC, AVX512)", with ", compiled" behind it if the network was.
         precision: "float32" or "bf16"; threads: of the CPU.
         origin: where the data came from.
         realised_noise_rate: the share of training labels that are wrong; None if unknown.

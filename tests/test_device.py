@@ -29,8 +29,11 @@ def test_auto_precision_on_a_cpu_is_bf16_only_with_matrix_units(
     assert resolve_precision("auto", torch.device("cpu")) == expected
 
 
-def test_the_name_says_the_kind_and_the_model():
-    assert device_name(torch.device("cpu")).startswith("cpu (")
+@pytest.mark.parametrize(("used", "ending"), [("AVX2", ", AVX2)"), ("DEFAULT", ")")])
+def test_the_name_says_the_kind_the_model_and_the_instructions(monkeypatch, used, ending):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: used)
+    name = device_name(torch.device("cpu"))
+    assert name.startswith("cpu (") and name.endswith(ending) and "DEFAULT" not in name
 
 
 def test_keeping_memory_may_be_asked_twice():
