@@ -33,7 +33,9 @@ def test_auto_precision_on_a_cpu_is_bf16_only_with_matrix_units(
 def test_the_name_says_the_kind_the_model_and_the_instructions(monkeypatch, used, ending):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: used)
     name = device_name(torch.device("cpu"))
-    assert name.startswith("cpu (") and name.endswith(ending) and "DEFAULT" not in name
+    assert name.startswith("cpu (")
+    assert name.endswith(ending)
+    assert "DEFAULT" not in name
 
 
 def test_keeping_memory_may_be_asked_twice():
