@@ -353,11 +353,16 @@ class Page:
         return self.claims(*statements)
 
     def by_epoch(self, caption: str) -> Html:
-        """:meth:`figure` of test accuracy by epoch: a panel a condition, a line a method."""
+        """:meth:`figure` of test accuracy by epoch: a panel a condition, a line a method.
+
+        A panel's axis begins at the multiple of ten below what it shows; the caption says so.
+        """
+        caption += " Each panel's axis begins at the multiple of ten below its lowest value."
 
         def draw(axes: Axes, cells: Sequence[Cell]) -> None:
-            axes.set(ylim=(0, 100), ylabel="test accuracy (%)")
             lines = {cell.spec.method: cell.series("test_accuracy") for cell in cells}
+            lowest = [min(seed) for seeds in lines.values() for seed in seeds]
+            axes.set(ylim=(min(lowest, default=0) // 10 * 10, 100), ylabel="test accuracy (%)")
             plots.draw_curves(axes, lines)
 
         def condition(cell: Cell) -> str:

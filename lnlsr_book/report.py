@@ -21,22 +21,12 @@ from lnlsr_lib.protocol import PROFILES, Profile, make_spec, method_name
 from lnlsr_lib.spec import RunSpec
 from lnlsr_lib.store import StoredRun, results_folder
 
+# fmt: off
 __all__ = [
-    "Cell",
-    "Claim",
-    "Html",
-    "apl_nlnl",
-    "badge",
-    "cells_of",
-    "claims",
-    "comparison",
-    "grid",
-    "lost_classes",
-    "page_link",
-    "size_of",
-    "sweep",
-    "table",
+    "Cell", "Claim", "Html", "apl_nlnl", "badge", "cells_of", "claims", "comparison", "grid",
+    "lost_classes", "page_link", "precisions_of", "size_of", "sweep", "table",
 ]
+# fmt: on
 
 ROOT = Path(__file__).resolve().parent.parent  # of the checkout, for links into it
 ENDINGS = ("png", "svg", "pdf", "csv")  # of a figure's files for download
@@ -131,16 +121,21 @@ def lost_classes(run: StoredRun) -> list[int]:
     return [k for k, row in rows if 100 * row[k] < LOST_RECALL * sum(row)]
 
 
-def _lost(runs: Sequence[StoredRun]) -> Html:
-    """What runs with SR have lost, with a link to where that is counted; nothing of others."""
-    found = [lost_classes(run) for run in runs if run.spec.sr]
-    count = sum(map(bool, found))
-    said = f"{count} of {len(found)} lost a class"
-    if len(found) == 1:
-        said = (
-            f"lost: class {found[0][0]}" if len(found[0]) == 1 else f"lost: {len(found[0])} classes"
-        )
-    return Html(f" <small>{page_link('lost_classes', said)}</small>" * bool(count))
+def precisions_of(runs: Iterable[StoredRun]) -> str:
+    """In which they are, such as "bf16, float32"; nothing for none."""
+    return ", ".join(sorted({run.provenance["precision"] for run in runs}))
+
+
+def _beside(runs: Sequence[StoredRun], usual: str, said: Sequence[str] = ()) -> str:
+    """What to know of runs: what is said, their precision if it is another, what SR has lost."""
+    kinds = precisions_of(runs)
+    parts = [*said, *[kinds] * (kinds not in ("", usual))]
+    found = [lost for run in runs if run.spec.sr and (lost := lost_classes(run))]
+    if found:
+        what = f"class {found[0][0]}" if len(found[0]) == 1 else f"{len(found[0])} classes"
+        several = f"{len(found)} of {len(runs)} lost a class"
+        parts.append(page_link("lost_classes", several if len(runs) > 1 else f"lost: {what}"))
+    return f"<small>{'<br>'.join(parts)}</small>" * bool(parts)
 
 
 def apl_nlnl() -> dict[tuple[str, str, float], Published]:
@@ -243,8 +238,7 @@ class Cell:
             return UNTOLD[self.verdict].format("is" if known else "may be", self.longer)
         if self.verdict in UNTOLD:
             return UNTOLD[self.verdict].format(self.spec.profile)
-        count = len(self.runs)
-        return f"{self.verdict} ({count} run{'s' * (count > 1)})"
+        return f"{self.verdict} ({len(self.runs)} run{'s' * (len(self.runs) > 1)})"
 
     def series(self, name: str) -> list[list[float]]:
         """A series of the history, of every seed."""
@@ -254,11 +248,6 @@ class Cell:
     def drop(self) -> float:
         """Best epoch less last epoch, in points, mean over the seeds; nan without runs."""
         return mean(run.best_accuracy - run.final_accuracy for run in self.runs)
-
-    @property
-    def precisions(self) -> str:
-        """In which its runs are."""
-        return ", ".join(sorted({run.provenance["precision"] for run in self.runs}))
 
     @property
     def name(self) -> str:
@@ -301,19 +290,21 @@ def most_stored(name: str, runs: Sequence[StoredRun]) -> Profile:
 def comparison(cells: Sequence[Cell]) -> Html:
     """One row per condition and method: the paper's accuracy, the verdict, ours, every seed.
 
-    Runs of a reduced profile get no verdict: their budget is not the paper's. Mixed precisions have
-    a column of their own.
+    Runs of a reduced profile get no verdict: their budget is not the paper's. Of mixed precisions
+    the rarer one is named beside its run.
 
     Raises:
         ValueError: no cells.
     """
-    several = len({cell.name for cell in cells}) > 1
-    mixed, rows = _mixed(cells), []
+    several, rows = len({cell.name for cell in cells}) > 1, []
+    usual, note = _precisions(cells)
     for cell in cells:
-        name = method_name(cell.spec.method)
-        seeds = (run_link(run, f"{run.final_accuracy:.2f}") + _lost([run]) for run in cell.runs)
-        row: dict[str, object] = {
-            "method": f"{name}, {condition_of(cell.wanted)}" if several else name,
+        seeds = [
+            f"{run_link(run, f'{run.final_accuracy:.2f}')} {_beside([run], usual)}".strip()
+            for run in cell.runs
+        ]
+        row = {
+            "method": method_name(cell.spec.method) + f", {condition_of(cell.wanted)}" * several,
             "paper": cell.paper or "-",
             "verdict": mark(cell.verdict, cell.words),
             "ours, last epoch": ours(cell),
@@ -321,10 +312,8 @@ def comparison(cells: Sequence[Cell]) -> Html:
             "ours, best epoch": _mean_std([run.best_accuracy for run in cell.runs]),
             "each seed": Html(", ".join(seeds)),
         }
-        if mixed:
-            row["precision"] = cell.precisions
         rows.append(row)
-    return table(rows)
+    return Html(table(rows) + note)
 
 
 def mark(kind: str, text: object, title: str = "") -> Html:
@@ -342,21 +331,18 @@ def ours(cell: Cell) -> object:
 def grid(cells: Sequence[Cell]) -> Html:
     """The paper's own layout: a row a method, a column a condition; ours above the paper's.
 
-    What is not of the paper's budget says so; where precisions are mixed, what is in bf16, too; and
-    where runs with SR have lost a class.
+    What is not of the paper's budget says so; where precisions are mixed, what is in the rarer one,
+    too; and where runs with SR have lost a class.
     """
-    mixed, wide = _mixed(cells), dict[str, dict[str, object]]()
+    wide, (usual, note) = dict[str, dict[str, object]](), _precisions(cells)
     for cell in cells:
         row = wide.setdefault(cell.spec.method, {"method": method_name(cell.spec.method)})
         said: list[str] = [cell.spec.profile] if cell.verdict == "reduced budget" else []
         said += [f"1/{cell.longer} epochs"] if cell.verdict == "fewer epochs" else []
-        said += [cell.precisions] if mixed and "bf16" in cell.precisions else []
-        budget = f" <small>{', '.join(said)}</small>" * bool(said)
-        paper = f'<br><small title="paper">{_html(cell.paper or "-")}</small>'
-        paper += f"<br>{lost}" if (lost := _lost(cell.runs)) else ""
-        ours_marked = mark(cell.verdict, ours(cell), cell.words)
-        row[condition_of(cell.wanted)] = Html(ours_marked + budget + paper)
-    return table(list(wide.values()), "grid")
+        paper = f'<small title="paper">{_html(cell.paper or "-")}</small>'
+        lines = mark(cell.verdict, ours(cell), cell.words), _beside(cell.runs, usual, said), paper
+        row[condition_of(cell.wanted)] = Html("<br>".join(filter(None, lines)))
+    return Html(table(list(wide.values()), "grid") + note)
 
 
 def departures(spec: RunSpec) -> dict[str, object]:
@@ -410,7 +396,8 @@ def size_of(specs: Iterable[RunSpec]) -> str:
 
 
 def sweep(cells: Sequence[Cell]) -> Html:
-    """One row per cell: what is varied of SR, its accuracy, and what became of the labels.
+    """One row per cell: what is varied of SR, its accuracy, and what became of the labels; what is
+    not of the paper's budget says so.
 
     Args:
         cells: runs with SR; where lambda grows the row says so.
@@ -420,24 +407,27 @@ def sweep(cells: Sequence[Cell]) -> Html:
         sr = cell.spec.sr
         assert sr is not None
         last = {name: [100 * one[-1] for one in cell.series(name)] for name in BECOMES}
+        reduced = f"<small>{cell.spec.profile}</small>" * (cell.spec.profile != "paper")
         rows.append(
             {
                 "method": method_name(cell.spec.method),
                 "λ": f"{sr.weight:g}" + ", growing" * (sr.growth != 1),
                 "p": f"{sr.p:g}",
                 "τ": f"{sr.temperature:g}",
-                "last epoch": ours(cell),
+                "last epoch": Html(f"{_html(ours(cell))} {reduced}") if cell.runs else "not run",
                 "drops by": f"{cell.drop:.2f}" if cell.runs else "-",
                 **{f"{name} (%)": f"{mean(of):.1f}" if of else "-" for name, of in last.items()},
-                "budget": cell.spec.profile if cell.runs else "not run",
             }
         )
     return table(rows)
 
 
-def _mixed(cells: Iterable[Cell]) -> bool:
-    """Whether their runs are in more than one precision."""
-    return len({run.provenance["precision"] for cell in cells for run in cell.runs}) > 1
+def _precisions(cells: Iterable[Cell]) -> tuple[str, str]:
+    """In which most of their runs are, and a note that says so if some are not."""
+    found = [run.provenance["precision"] for cell in cells for run in cell.runs]
+    usual = statistics.mode(found) if found else ""
+    note = f"<p class='badge-line'>In {usual}, but for what names another precision.</p>"
+    return usual, note * (len(set(found)) > 1)
 
 
 def mean(values: Iterable[float]) -> float:

@@ -291,10 +291,17 @@ def test_a_claim_on_each_cell_is_held_against_the_worst(page):
     assert isnan(page.each("a", "b", lambda h: h[-1], noise="symmetric").value)
 
 
-def test_a_page_by_epoch_has_a_panel_a_condition(store, idle):
+def test_a_page_by_epoch_has_a_panel_a_condition(store, idle, monkeypatch):
     put(store, experiment_specs("fig7")[:2])
-    page = notebook.open_page("fig7", namespace())
+    page, limits = notebook.open_page("fig7", namespace()), []
+    monkeypatch.setattr(
+        "lnlsr_book.plots.draw_curves", lambda axes, lines: limits.append(axes.get_ylim())
+    )
     shown = page.by_epoch("Every accuracy by epoch.")
+    lowest = min(min(run.history["test_accuracy"]) for run in page.runs)
+    assert lowest > 10
+    assert sorted(limits) == [(0, 100)] * 16 + [(lowest // 10 * 10, 100)] * 2  # whole, and alone
+    assert "begins at the multiple of ten" in shown
     assert shown.count("<svg") == 9
     assert "clean: One line a method, by epoch." in shown
     assert "asymmetric 0.4: One line" in shown

@@ -159,13 +159,24 @@ def test_comparison_puts_paper_and_verdict_behind_the_name_and_links_each_seed()
         assert f"runs/{run.spec.id}.float32.json" in text
 
 
-def test_comparison_names_precisions_where_they_are_mixed():
-    group = report.cells_of("fig3", [stored(), stored("ce", 22.0, precision="bf16")])
-    assert "bf16" in report.comparison(group)
-    assert report.grid(group).count("<small>bf16</small>") == 1
-    assert "precision" not in report.comparison([cell(stored())])
-    alone = cell(stored("ce", precision="bf16"))
-    assert "<small>bf16" not in report.grid([alone])
+@pytest.mark.parametrize(("usual", "rarer"), [("float32", "bf16"), ("bf16", "float32")])
+def test_tables_name_the_rarer_precision_where_they_are_mixed(usual, rarer):
+    first, second = stored(precision=usual), stored(seed=2, precision=usual)
+    group = report.cells_of("fig3", [first, second, stored("ce", 22.0, precision=rarer)])
+    for text in (report.comparison(group), report.grid(group)):
+        assert f"In {usual}, but" in text
+        assert text.count(f"<small>{rarer}</small>") == 1
+        assert f"<small>{usual}</small>" not in text
+    alone = [cell(stored("ce", precision=rarer))]
+    for text in (report.comparison(alone), report.grid(alone)):
+        assert "but for what" not in text
+        assert f"<small>{rarer}" not in text
+
+
+def test_a_cell_of_both_precisions_says_which_of_its_runs_is_in_the_rarer_one():
+    one = cell(*(stored(seed=n, precision="bf16") for n in (1, 2)), stored(seed=3))
+    assert "<small>bf16, float32</small>" in report.grid([one])
+    assert report.comparison([one]).count(" <small>float32</small>") == 1
 
 
 def test_comparison_has_the_difference_where_there_is_a_verdict():
@@ -182,9 +193,14 @@ def test_a_sweep_says_what_is_varied_and_what_becomes_of_the_labels():
     assert cells[0].drop == 5
     assert isnan(cells[1].drop)
     text = report.sweep(cells)
-    for value in ("75.00", "5.00", "40.0", "25.0", "87.5", "paper"):
+    for value in ("75.00", "5.00", "40.0", "25.0", "87.5"):
         assert f">{value}<" in text
-    assert text.count("<td>-</td>") == 5  # of the one that is not run
+    assert text.count("<td>-</td>") == 4  # of the one that is not run
+    assert text.count("<td>not run</td>") == 1
+    lite = StoredRun(experiment_specs("sweeps", "lite")[1], run.history, FACTS, [[1]])
+    mixed = report.sweep(report.cells_of("sweeps", [run, lite])[:3])
+    assert mixed.count("<small>lite</small>") == 1
+    assert "<small>" not in text
     assert "growing" not in text
     grows = report.cells_of("warmup", [])
     assert report.sweep(grows).count("4, growing") == 2
