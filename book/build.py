@@ -310,7 +310,7 @@ def all_runs(runs: list[StoredRun], shown: dict[str, list[str]]) -> str:
         pages = (f'<a href="../notebooks/{p}.ipynb">{p}</a>' for p in shown.get(run_name(run), []))
         rows.append(
             {
-                "run": report.run_link(run, run.spec.id),
+                "run": report.run_link(run, run.spec.id.rpartition("-")[2]),
                 "data": run.spec.dataset,
                 "noise": report.condition_of(run.spec),
                 "method": method_name(run.spec.method),
@@ -329,7 +329,7 @@ def all_runs(runs: list[StoredRun], shown: dict[str, list[str]]) -> str:
     return (
         '<label class="filter">Search: <input type="search" data-filters="all-runs" '
         'placeholder="such as mnist sym0.8 ce_sr"></label>'
-        f'<div id="all-runs">{report.table(rows, "sortable")}</div>'
+        f'<div id="all-runs" class="full-width">{report.table(rows, "sortable")}</div>'
     )
 
 

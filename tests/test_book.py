@@ -246,12 +246,18 @@ def test_the_table_of_runs_is_sorted_and_searched(browser):
         browser.evaluate("document.querySelectorAll('#all-runs th[scope=col]')[6].click()")
         values = [float(value) for value in browser.evaluate(column)]
         assert values == sorted(values, reverse=not up)
-    browser.evaluate(
-        """(() => { const field = document.querySelector("input[data-filters]");
-        field.value = "no such run"; field.dispatchEvent(new Event("input")); })()"""
-    )
-    shown = "[...document.querySelectorAll('#all-runs tbody tr')].filter(r => !r.hidden).length"
-    assert browser.evaluate(shown) == 0
+    every, shown = len(values), {}
+    for text in ("no such run", "ce_sr"):  # the latter stands in the title of the links alone
+        browser.evaluate(
+            f"""(() => {{ const field = document.querySelector("input[data-filters]");
+            field.value = "{text}"; field.dispatchEvent(new Event("input")); }})()"""
+        )
+        rows = "[...document.querySelectorAll('#all-runs tbody tr')].filter(r => !r.hidden)"
+        shown[text] = browser.evaluate(f"{rows}.length")
+        titles = browser.evaluate(f"{rows}.map(r => r.querySelector('a').title)")
+        assert all(text in title for title in titles)
+    assert shown["no such run"] == 0
+    assert 0 < shown["ce_sr"] < every
 
 
 def anchors(page: Path, known: dict[Path, set[str]] = {}) -> set[str]:  # noqa: B006

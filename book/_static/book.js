@@ -8,7 +8,7 @@ document.addEventListener("DOMContentLoaded", () => {
   }
 });
 
-// Tables that are sorted by a click on a header, and searched by the words of a field.
+// Tables that are sorted by a click on a header, and searched by the words of a field, in titles as well.
 document.addEventListener("DOMContentLoaded", () => {
   for (const header of document.querySelectorAll("table.sortable thead th")) {
     header.tabIndex = 0;
@@ -30,7 +30,8 @@ document.addEventListener("DOMContentLoaded", () => {
     field.addEventListener("input", () => {
       const words = field.value.toLowerCase().split(/\s+/);
       for (const row of document.getElementById(field.dataset.filters).querySelectorAll("tbody tr")) {
-        const text = row.textContent.toLowerCase();
+        const titles = [...row.querySelectorAll("[title]")].map((titled) => titled.title);
+        const text = [row.textContent, ...titles].join(" ").toLowerCase();
         row.hidden = !words.every((word) => text.includes(word));
       }
     });
