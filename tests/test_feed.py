@@ -1,12 +1,14 @@
 """From a spec and its data set to given labels and batches."""
 
+import hashlib
+
 import pytest
 import torch
 
 from lnlsr_lib import feed
 from lnlsr_lib.augment import Augmentation, Draws
 from lnlsr_lib.feed import Resident, averaged_down, given_labels, open_source, selection
-from lnlsr_lib.noise import realised_transition
+from lnlsr_lib.noise import noisy_labels, realised_transition
 from lnlsr_lib.protocol import make_spec
 
 
@@ -43,6 +45,24 @@ def test_a_transition_of_the_users_is_what_the_labels_follow(digits, small_spec)
     assert (realised[3, [3, 8]] > 0.3).all()
     rest = [k for k in range(10) if k != 3]
     assert torch.equal(realised[rest], torch.eye(10, dtype=torch.float64)[rest])
+
+
+@pytest.mark.parametrize("variant", ["paper", "official"])
+def test_labels_are_those_of_the_specs_variant_of_the_noise(digits, small_spec, variant):
+    spec = small_spec("ce", noise_rate=0.4, noise_variant=variant)
+    noise = (spec.noise, spec.noise_rate, spec.generator("noise"), variant)
+    expected = noisy_labels(digits.train_labels, digits.name, 10, *noise)
+    assert torch.equal(shown(spec, digits), expected)
+
+
+def test_golden_draws(digits, small_spec):
+    """What a seed draws belongs to the protocol: if this changes, its version has to."""
+    spec = small_spec("ce", train_size=500, imbalance="step", imbalance_ratio=0.1)
+    index = selection(spec, digits.train_labels)
+    batches = Resident(spec, digits, torch.device("cpu")).batches(1)
+    drawn = index, given_labels(spec, digits, index), torch.cat([b.indices for b in batches])
+    found = [hashlib.sha256(values.numpy().tobytes()).hexdigest()[:8] for values in drawn]
+    assert (spec.protocol, *found) == (2, "b0ee2775", "e07bd561", "926420c6")
 
 
 def test_human_labels_are_those_of_the_images_used(digits, small_spec, monkeypatch):
@@ -83,7 +103,9 @@ def test_other_data_than_the_specs_are_refused(few):
 
 def test_images_are_averaged_in_whole_blocks():
     images = torch.arange(32, dtype=torch.uint8).view(1, 2, 4, 4)
+    images[..., :2, :2] += torch.tensor([[0, 0], [0, 1]], dtype=torch.uint8)  # a mean of 2.75
     small = averaged_down(images, 2)
+    assert small[0, 0, 0, 0] == 3
     assert small.dtype == torch.uint8
     blocks = images[0, 0].double().view(2, 2, 2, 2).mean(dim=(1, 3)).round()
     assert torch.equal(small[0, 0].double(), blocks)

@@ -91,8 +91,8 @@ def test_resuming_leaves_the_given_history_as_it_was(few, small_spec):
 # --- against a plain loop ------------------------------------------------------------------------
 
 
-def plain_loop(spec, data, criterion_at):
-    """The protocol in straight PyTorch: float32, NCHW, no tricks."""
+def plain_loop(spec, data, criterion_at, **changed):
+    """The protocol in straight PyTorch: float32, NCHW, no tricks; ``changed`` in the optimiser."""
     clean = data.train_labels
     labels = corrupt_labels(
         clean, symmetric_transition(10, spec.noise_rate), spec.generator("noise")
@@ -100,7 +100,8 @@ def plain_loop(spec, data, criterion_at):
     images = (data.train_images.float() / 255 - data.mean[0]) / data.std[0]
     test_images = (data.test_images.float() / 255 - data.mean[0]) / data.std[0]
     model = build_model("cnn4", 10, spec.draw_seed("weights"))
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-3)
+    settings = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-3} | changed
+    optimizer = torch.optim.SGD(model.parameters(), **settings)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, spec.epochs)
     losses, accuracies, rates = [], [], []
     for epoch in range(spec.epochs):
@@ -153,6 +154,15 @@ def test_agrees_with_a_plain_loop(few, small_spec, method, criterion_at):
     one_image = 100 / len(few.test_labels)
     assert history["test_accuracy"] == pytest.approx(accuracies, abs=2.01 * one_image)
     assert history["sparse_rate"] == pytest.approx(rates, abs=0.0201 * one_image)
+
+
+@pytest.mark.parametrize("changed", [{"weight_decay": 1.0}, {"nesterov": True}], ids=repr)
+def test_the_optimiser_is_that_of_the_spec(few, small_spec, changed):
+    losses, *_ = plain_loop(small_spec("ce"), few, lambda epoch: nn.CrossEntropyLoss(), **changed)
+    ours = train(small_spec("ce", **changed), few, **CPU).history["train_loss"]
+    assert ours == pytest.approx(losses, rel=5e-4)
+    without = train(small_spec("ce"), few, **CPU).history["train_loss"]
+    assert without != pytest.approx(losses, rel=4 * 5e-4)
 
 
 # --- what is recorded ----------------------------------------------------------------------------
@@ -403,6 +413,28 @@ def test_co_teaching_trains_two_networks_and_reports_their_mean(few, small_spec)
     )
     first, second = (weights["fc2.weight"] for weights in states[0]["models"])
     assert not torch.equal(first, second)
+
+
+def test_of_two_networks_the_details_and_the_confusion_are_the_firsts(few, small_spec):
+    states = []
+    spec = small_spec("co_teaching", epochs=1)
+    result = train(
+        spec, few, **CPU, details=True, on_epoch=lambda state: states.append(through_a_file(state))
+    )
+    model = build_model("cnn4", 10, 0)
+    margins = []
+    for weights in states[0]["models"]:
+        model.load_state_dict(weights)
+        with torch.no_grad():
+            logits = model.eval()((few.test_images.float() / 255 - few.mean[0]) / few.std[0])
+        label = logits.gather(1, few.test_labels[:, None])
+        others = logits.scatter(1, few.test_labels[:, None], -math.inf).amax(dim=1, keepdim=True)
+        margins.append((label - others).flatten())
+    first, second = margins
+    torch.testing.assert_close(result.details["test_margin"].float(), first, rtol=1e-2, atol=1e-2)
+    assert (first - second).abs().max() > 0.1
+    rights = sum(row[k] for k, row in enumerate(result.confusion))
+    assert rights == (result.details["test_margin"] > 0).sum()
 
 
 def test_co_teaching_with_nothing_left_out_is_two_plain_runs(few, small_spec):
