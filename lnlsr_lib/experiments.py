@@ -116,7 +116,7 @@ RUNS: dict[str, tuple[Run, ...]] = {
     "Table 5: class imbalance": _grid(CIFARS, CE, IMBALANCE),
     "Table 6: asymmetric noise, all rates": _grid(IMAGES, COMPARED, ASYMMETRIC),
     "sweeps: Lambda, p and tau, MNIST, symmetric 0.8": _grid(
-        MNIST, ["ce_sr"], _sweep(0.8, weight=(0, 1, 2, 4, 10, 30, 100), **SWEPT)
+        MNIST, ["ce_sr"], _sweep(0.8, weight=(0, 1, 2, 4, 6, 8, 10, 30, 100), **SWEPT)
     ),
     "warmup: CE+SR without and with an epoch of warm-up, MNIST, symmetric 0.8": _grid(
         MNIST, ["ce_sr"], _varied(0.8, "sr", {}, {"warmup": 1})
