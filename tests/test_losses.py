@@ -446,6 +446,13 @@ def test_a_label_of_a_masked_class_has_the_limit(params):
         assert gradient.isfinite().all()
 
 
+def test_a_class_that_is_only_unlikely_is_one():
+    logits = torch.tensor([[0.0, -200.0, -1.0]], dtype=torch.float64)
+    losses = -logits.log_softmax(dim=1)
+    expected = losses[0, 2] / losses.sum()
+    assert build_loss("nce")(logits, torch.tensor([2])).item() == pytest.approx(expected.item())
+
+
 @pytest.mark.parametrize("name", ["nce", "nfl", "apl", "nce_rce", "nfl_rce"])
 @pytest.mark.parametrize("mask", [-1e9, torch.finfo(torch.float32).min])
 def test_a_class_masked_with_a_number_is_no_class_either(name, mask):
@@ -643,6 +650,36 @@ def test_the_mean_is_over_the_samples_in_use_and_none_gives_zero():
     assert (logits.grad == 0).all()
 
 
+def test_the_third_phase_is_the_cross_entropy_of_weighted_classes():
+    labels, index = torch.tensor([0, 0, 0, 1, 1, 2]), torch.arange(6)
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    loss = attached(labels, 3, reduction="mean", epoch=2)
+    loss.confidence[:] = torch.tensor([0.9, 0.1, 0.6, 0.7, 0.2, 0.8])
+    used, weight = [0, 2, 3, 5], loss.class_weight
+    expected = F.cross_entropy(logits[used], labels[used], weight=weight)
+    torch.testing.assert_close(loss(logits, labels, index), expected)
+    assert not expected.isclose(F.cross_entropy(logits[used], labels[used]))
+
+
+def test_the_second_phase_trusts_more_than_chance_and_the_third_more_than_half():
+    labels, index = torch.tensor([0, 1, 2, 3]), torch.arange(4)
+    for epoch, used in ((1, [False, True, True, True]), (2, [False, False, False, True])):
+        loss = attached(labels, 4, epoch=epoch)
+        loss.confidence[:] = torch.tensor([0.2, 0.3, 0.5, 0.6])
+        assert (loss(torch.zeros(4, 4), labels, index) > 0).tolist() == used
+
+
+def test_confidence_is_that_of_ten_visits_and_holds_no_graph():
+    labels, index = torch.tensor([0, 1]), torch.arange(2)
+    logits, loss = torch.zeros(2, 2, requires_grad=True), attached(labels, 2, epochs=40)
+    for epoch in range(11):
+        loss.start_epoch(epoch, 40, torch.Generator())
+        loss((epoch + 1) * logits, labels, index)
+        assert (loss.confidence[:, 0] > 0).sum() == min(epoch + 1, 10)
+    assert loss.confidence.shape == (10, 2)
+    assert not loss.confidence.requires_grad
+
+
 def test_a_certain_complementary_class_gives_finite_numbers():
     labels = torch.tensor([0])
     loss = attached(labels, 2)
@@ -786,6 +823,11 @@ def test_co_teaching_takes_the_samples_that_are_easy_for_the_other():
 def test_co_teaching_keeping_all_is_the_sum_of_both_means():
     first, second = torch.rand(2, 7, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(co_teaching_loss(first, second, 1.0), first.mean() + second.mean())
+
+
+def test_co_teaching_keeps_no_more_than_its_share():
+    first, second = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([3.0, 5.0, 7.0])
+    assert co_teaching_loss(first, second, 0.6).item() == 1 + 3
 
 
 def test_co_teaching_keeps_at_least_one_sample():

@@ -12,22 +12,22 @@ def logits_of(predictions, classes=3):
 
 
 def test_a_tally_counts_by_hand():
-    tally = Tally(4, torch.device("cpu"))
-    labels, truth = torch.tensor([0, 1, 2, 2]), torch.tensor([0, 0, 1, 2])
-    batch = Batch(torch.empty(4), labels, truth, torch.arange(4))
-    tally.add(batch, [logits_of([0, 1, 1, 0])], torch.tensor(2.0), [torch.tensor(True)])
+    tally = Tally(5, torch.device("cpu"))
+    labels, truth = torch.tensor([0, 1, 2, 2, 1]), torch.tensor([0, 0, 1, 2, 1])
+    batch = Batch(torch.empty(5), labels, truth, torch.arange(5))
+    tally.add(batch, [logits_of([0, 1, 1, 0, 1])], torch.tensor(2.0), [torch.tensor(True)])
     figures = tally.figures()
     assert figures == {
         "train_loss": 2.0,
         "clipped": 1.0,
         "memorised": 0.5,  # of two wrong labels, the first is predicted as given
         "corrected": 0.5,  # and the second as it truly is
-        "fitted": 0.5,
+        "fitted": 2 / 3,
     }
-    assert tally.margins.tolist() == [5, 5, -5, -5]
+    assert tally.margins.tolist() == [5, 5, -5, -5, 5]
     tally.start_epoch()
     nobody_knows = batch._replace(truth=None)
-    tally.add(nobody_knows, [logits_of([0, 1, 1, 0])], torch.tensor(1.0), [])
+    tally.add(nobody_knows, [logits_of([0, 1, 1, 0, 1])], torch.tensor(1.0), [])
     figures = tally.figures()
     assert (figures["memorised"], figures["corrected"], figures["fitted"]) == (None, None, None)
     assert (figures["train_loss"], figures["clipped"]) == (1.0, 0.0)
@@ -43,6 +43,8 @@ def test_two_networks_count_by_half():
     assert (figures["clipped"], figures["memorised"]) == (0.5, 0.5)
     assert (figures["corrected"], figures["fitted"]) == (0.5, 0.5)
     assert tally.margins.tolist() == [0, 0]
+    tally.add(batch, 2 * both[:1], torch.tensor(1.0), [])
+    assert tally.margins.tolist() == [5, 5]  # the mean of the two
 
 
 def test_accuracy_figures_of_a_lost_class():
@@ -53,6 +55,8 @@ def test_accuracy_figures_of_a_lost_class():
     assert figures["lowest_recall"] == 0
     assert figures["classes_predicted"] == 2
     assert figures["sparse_rate"] == pytest.approx(1)
+    never_right = accuracy_figures(logits_of([0, 1, 1]), torch.tensor([0, 2, 2]))
+    assert never_right["classes_predicted"] == 2
 
 
 def test_a_class_without_test_samples_has_no_recall():

@@ -28,6 +28,27 @@ def test_each_method_has_its_objective(small_spec, method, kind):
     assert all(z.grad is not None for z in logits)
 
 
+def test_complementary_labels_are_drawn_anew_from_the_specs_seed_in_every_epoch(small_spec):
+    spec = small_spec("nlnl")
+    objective, shifts = build_objective(spec, LABELS, 10), []
+    for epoch in range(2):
+        objective.start_epoch(epoch)
+        shifts.append(objective.base.shifts)
+        drawn = torch.randint(1, 10, (10, 1), generator=spec.generator(f"complementary/{epoch}"))
+        assert torch.equal(shifts[-1], drawn)
+    assert not torch.equal(*shifts)
+
+
+def test_the_phases_of_nlnl_are_thirds_of_the_budget_that_is_trained(small_spec):
+    spec = small_spec("nlnl", epochs=3, paper_epochs=50, loss_params={"phases": 3})
+    objective = build_objective(spec, LABELS, 10)
+    phases = []
+    for epoch in range(3):
+        objective.start_epoch(epoch)
+        phases.append(objective.base.phase)
+    assert phases == [1, 2, 3]
+
+
 def test_lambda_grows_at_the_end_of_an_epoch_and_is_state(small_spec):
     spec = small_spec("ce_sr", epochs=4, paper_epochs=20)  # r = 5 of 20 epochs: every epoch here
     objective = build_objective(spec, LABELS, 10)

@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 from fractions import Fraction
 from functools import partial
 
@@ -176,6 +177,13 @@ def test_unit_logits_ignore_the_length_of_the_logits():
     torch.testing.assert_close(lengths, torch.ones_like(lengths))
 
 
+def test_unit_logits_of_pixels_are_scaled_pixel_by_pixel():
+    pixels = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    rows = pixels.permute(0, 2, 3, 1).reshape(-1, 5)
+    expected = sharpen(rows, 0.5, True).view(2, 3, 4, 5).permute(0, 3, 1, 2)
+    torch.testing.assert_close(sharpen(pixels, 0.5, True), expected)
+
+
 @pytest.mark.parametrize(("k", "bound"), [(10, 0.478), (100, 0.070)])
 def test_unit_logits_bound_the_largest_probability(k, bound):
     """Largest z_1 - z_i over the sphere: all others equal, z_1 = sqrt((K-1)/K), so that the gap is
@@ -246,6 +254,17 @@ def test_sparse_rates_count_certain_samples_and_vanishing_entries():
     assert sparse_rates(logits, 10.0)[0].item() == 0.0
 
 
+def test_sparse_rates_have_the_thresholds_that_they_say():
+    largest = torch.tensor([0.9895, 0.9905])
+    u = torch.stack(
+        [largest, 1 - largest - 1.3e-6, *torch.tensor([[0.9e-6], [0.4e-6]]).expand(2, 2)]
+    )
+    certain, vanishing = sparse_rates(0.1 * u.double().T.log(), 0.1)
+    assert (certain.item(), vanishing.item()) == (0.5, 0.5)
+    u[2] = 1.1e-6
+    assert sparse_rates(0.1 * u.double().T.log(), 0.1)[1].item() == 0.25
+
+
 def test_sparse_rates_need_no_gradient():
     logits, _ = draw()
     assert not any(rate.requires_grad for rate in sparse_rates(logits))
@@ -264,6 +283,13 @@ def test_lambda_grows_every_r_epochs(weight, growth, every):
     for epoch in range(30):
         assert criterion.weight == pytest.approx(weight * growth ** (epoch // every))
         criterion.step()
+
+
+def test_lambda_is_constant_unless_it_is_asked_to_grow():
+    criterion = SparseRegularization(nn.CrossEntropyLoss())
+    criterion.step()
+    named = ("temperature", "p", "weight", "growth", "every", "unit_logits", "warmup")
+    assert [getattr(criterion, name) for name in named] == [0.5, 0.1, 1.2, 1, 1, False, 0]
 
 
 def test_grown_lambda_is_the_one_in_the_loss():
@@ -712,6 +738,14 @@ class TestWarnings:
         assert seen[0].filename == __file__
         criterion(logits, labels)
 
+    def test_far_is_five_times_the_critical_weight(self):
+        critical = critical_weight(nn.CrossEntropyLoss(), 10, 0.1)
+        SparseRegularization(nn.CrossEntropyLoss(), weight=4.9 * critical)(*draw())
+        with pytest.warns(UserWarning, match="far above critical_weight"):
+            SparseRegularization(nn.CrossEntropyLoss(), weight=5.1 * critical)(*draw())
+        unit = SparseRegularization(nn.CrossEntropyLoss(), weight=20 * critical, unit_logits=True)
+        unit(*draw())  # no output is uniform for long there
+
     @pytest.mark.parametrize("name", ["mae", "rce", "nce", "nfl", "apl"])
     def test_any_weight_where_the_critical_one_is_zero(self, name):
         logits, labels = draw()
@@ -740,6 +774,25 @@ class TestWarnings:
                     criterion(collapsed, labels)
             else:
                 criterion(alive if batch == 64 else collapsed, labels)
+
+    @pytest.mark.parametrize(
+        ("rows", "weight", "training", "warned"),
+        [
+            (16, 1.2, True, True),
+            (15, 1.2, True, False),  # so few may be of one class by chance
+            (16, 0.0, True, False),  # not SR's doing
+            (16, 1.2, False, False),
+        ],
+    )
+    def test_a_collapse_is_looked_for_where_it_can_be_told(self, rows, weight, training, warned):
+        outputs, labels = torch.zeros(rows, 10), torch.arange(rows) % 10
+        outputs[:, 3] = 9.0
+        criterion = SparseRegularization(nn.CrossEntropyLoss(), weight=weight).train(training)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            for _ in range(130):
+                criterion(outputs, labels)
+        assert bool(seen) == warned
 
     def test_a_collapse_is_judged_by_the_labels_that_count(self):
         _, labels = draw(n=64)
@@ -955,6 +1008,28 @@ class Drawing(nn.Module):
     def forward(self, logits, labels):
         noise = torch.randn_like(logits)
         return nn.functional.cross_entropy(logits + 0.01 * noise, labels)
+
+
+class Counting(nn.Module):
+    """A loss that counts its calls, and does not say how it reduces."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, logits, labels):
+        self.calls += 1
+        return self.scale * nn.functional.cross_entropy(logits, labels)
+
+
+def test_the_first_look_leaves_the_loss_as_it_was():
+    loss = Counting()
+    SparseRegularization(loss)(*draw())
+    assert loss.calls == 1
+    assert loss.scale.dtype == torch.float32
+    critical_weight(loss, 10, 0.1)
+    assert (loss.calls, loss.scale.dtype) == (1, torch.float32)
 
 
 def test_the_first_look_draws_nothing():

@@ -13,6 +13,7 @@ from torch import nn
 
 from lnlsr_lib import objective, trainer
 from lnlsr_lib.feed import given_labels
+from lnlsr_lib.label_issues import margins
 from lnlsr_lib.losses import build_loss
 from lnlsr_lib.models import build_model
 from lnlsr_lib.noise import corrupt_labels, symmetric_transition
@@ -462,6 +463,24 @@ def test_features_are_the_last_hidden_layer_of_the_test_set(few, small_spec):
     assert not features.requires_grad
     assert (features >= 0).all()
     assert features.std() > 0
+
+
+def test_a_training_margin_is_that_of_the_given_label(few, small_spec):
+    states = []
+    spec = small_spec("ce", epochs=1)
+    details = train(
+        spec, few, **CPU, details=True, on_epoch=lambda state: states.append(through_a_file(state))
+    ).details
+    model = build_model("cnn4", 10, 0)
+    model.load_state_dict(states[0]["models"][0])
+    with torch.no_grad():
+        logits = model.eval()((few.train_images.float() / 255 - few.mean[0]) / few.std[0])
+    noise = symmetric_transition(10, spec.noise_rate)
+    given = corrupt_labels(few.train_labels, noise, spec.generator("noise"))
+    expected = margins(logits, given)
+    torch.testing.assert_close(details["train_margin"].float(), expected, rtol=1e-2, atol=1e-2)
+    assert (given != few.train_labels).any()
+    assert torch.equal(details["train_prediction"].long(), logits.argmax(dim=1))
 
 
 def test_bf16_runs_and_stays_near_float32(few, small_spec):
