@@ -46,6 +46,8 @@ def cell(*runs):
         (96.30, 98.06, 0.86, "near"),
         (99.45, 99.0, 0.02, "agrees"),  # within half a point
         (99.55, 99.0, 0.02, "near"),
+        (95.10, 98.06, 0.86, "near"),  # within three points
+        (95.00, 98.06, 0.86, "differs"),
         (95.9, 99.0, 0.02, "differs"),
         (64.5, 64.16, None, "agrees"),
         (60.0, 64.16, None, "differs"),
@@ -79,6 +81,8 @@ def test_the_first_profile_with_runs_is_taken_and_profiles_are_never_mixed():
     assert cell(lite, paper).runs == (paper,)
     reduced = cell(lite)
     assert (reduced.verdict, reduced.words) == ("reduced budget", "lite: no verdict")
+    assert report.grid([reduced]).count("<small>lite</small>") == 1
+    assert "lite</small>" not in report.grid([cell(paper)])
     smoke = cell(stored(profile="smoke"))
     assert (smoke.verdict, smoke.name) == ("reduced budget", "MNIST, sym0.8")
 
@@ -126,6 +130,16 @@ def test_a_run_by_another_protocol_is_not_one_of_the_papers(changes):
     assert not report.follows_protocol(stored().spec.model_copy(update=changes))
 
 
+def test_sr_where_the_protocol_has_none_and_noise_beside_imbalance_are_not_the_papers():
+    plain = stored("ce").spec
+    assert report.follows_protocol(plain)
+    assert not report.follows_protocol(plain.model_copy(update={"sr": stored().spec.sr}))
+    uneven = make_spec("cifar10", "ce", imbalance="step", imbalance_ratio=0.1)
+    assert report.follows_protocol(uneven)
+    both = make_spec("cifar10", "ce", 0.4, imbalance="step", imbalance_ratio=0.1, noise="symmetric")
+    assert not report.follows_protocol(both)
+
+
 def test_a_swept_run_has_no_number_of_the_papers():
     spec = experiment_specs("fig2")[0]
     (found,) = [c for c in report.cells_of("fig2", [run_of(spec)]) if c.runs]
@@ -154,6 +168,7 @@ def test_comparison_puts_paper_and_verdict_behind_the_name_and_links_each_seed()
     places = [head.index(name) for name in ("method", "paper", "verdict", "ours, last epoch")]
     assert places == sorted(places)
     assert "98.50&nbsp;±&nbsp;0.71" in text
+    assert "<td>99.00&nbsp;±&nbsp;0.00</td>" in text  # the best epochs
     assert "98.06&nbsp;±&nbsp;0.86" in text
     for run in (stored(), stored(seed=2)):
         assert f"runs/{run.spec.id}.float32.json" in text
@@ -264,7 +279,10 @@ def test_badge_gives_the_time_in_a_readable_unit(seconds, said):
 
 @pytest.mark.parametrize(
     ("value", "sign", "threshold", "holds"),
-    [(1.0, ">", 0, True), (0.0, ">", 0, False), (1.0, "<", 2, True), (nan, "<", 2, None)],
+    [
+        *((1.0, ">", 0, True), (0.0, ">", 0, False), (1.0, "<", 2, True), (2.0, "<", 2, False)),
+        (nan, "<", 2, None),
+    ],
 )
 def test_a_claim_holds_does_not_or_cannot_be_said(value, sign, threshold, holds):
     claim = Claim("the sky is up", "by looking", value, sign, threshold)
@@ -274,6 +292,15 @@ def test_a_claim_holds_does_not_or_cannot_be_said(value, sign, threshold, holds)
     budget = "" if holds is None else ", at lite budget"
     assert f">{said}{budget}</span>" in report.claims([claim], "lite")
     assert ">not tested</span>" in report.claims([claim], "smoke")
+
+
+def test_a_claim_of_its_own_budget_names_that_and_not_the_pages():
+    reduced = report.claims([Claim("a", "b", 1.0, ">", 0, budget="lite")], "paper")
+    assert ">holds, at lite budget</span>" in reduced
+    whole = report.claims([Claim("a", "b", 1.0, ">", 0, budget="paper")], "lite")
+    assert ">holds</span>" in whole
+    digits = report.claims([Claim("a", "b", 1.0, ">", 0, budget="smoke")], "paper")
+    assert ">not tested</span>" in digits
 
 
 def test_what_the_papers_numbers_give_has_a_column_where_any_claim_has_it():
@@ -341,6 +368,8 @@ def test_tables_name_runs_with_sr_that_lost_a_class():
     text = report.comparison([cell(one)])
     assert '/lost_classes.ipynb">lost: class 1</a>' in text
     assert "1 of 2 lost a class" in report.grid([cell(one, other)])
+    neither = stored(seed=3, confusion=((0, 1), (1, 0)))
+    assert "1 of 2 lost a class" in report.grid([cell(neither, other)])
     assert "lost: 2 classes" in report.grid([cell(stored(confusion=((0, 1), (1, 0))))])
     assert "lost" not in report.grid([cell(other)])
     assert "lost" not in report.grid([cell(stored("ce", confusion=lost))])  # no SR to blame
