@@ -262,6 +262,8 @@ def test_a_claim_on_gains_says_in_how_many_conditions_it_is_measured(page):
     largest = max(gain for gain in gains if not isnan(gain))
     assert page.gain("SR harms", *pairs, sign="<").value == largest
     assert "holds so far (2 of 10)" in page.claims(claim)
+    reverse = page.gain("CE is better", ("ce", "ce_sr"), dataset="mnist").paper
+    assert reverse[1] < reverse[0] < 0  # that of the condition which is run is not the least
     assert isnan(page.gain("SR helps", pairs[0], noise="symmetric").value)
 
 
@@ -294,17 +296,53 @@ def test_a_claim_on_each_cell_is_held_against_the_worst(page):
     assert isnan(page.each("a", "b", lambda h: h[-1], noise="symmetric").value)
 
 
+def test_a_claim_on_each_cell_has_the_budget_of_the_cells_it_is_from(store, idle):
+    lite, paper = (experiment_specs("fig4", profile) for profile in ("lite", "paper"))
+    put(store, lite[1:4])
+    put(store, paper[:1])
+    page = notebook.open_page("fig4", namespace())
+    assert page.profile == "lite"  # of which most is stored
+    for spec, budget in ((lite[1], "lite"), (paper[0], "paper")):
+        own = {"p": spec.sr.p, "temperature": spec.sr.temperature}
+        assert page.each("a", "b", max, **own).budget == budget
+
+
+def test_the_best_three_are_those_in_more_than_half_and_nlnl_is_none_of_the_others(page):
+    assert page.top_three().threshold == 0.5
+    assert set(notebook.WITHOUT) == {"ce", "fl", "gce", "sce", "apl"}
+
+
+def test_a_page_that_wants_details_trains_what_is_stored_without(store, monkeypatch):
+    specs, asked = experiment_specs("fig1"), []
+    put(store, specs)
+    monkeypatch.setattr(
+        notebook, "run_all", lambda todo, store, **options: asked.append((todo, options))
+    )
+    notebook.open_page("fig1", namespace(profile="paper", precision="float32"))
+    (todo, options), *_ = asked
+    assert todo == specs
+    assert options == {"device": "cpu", "precision": "float32", "details": True}
+    asked.clear()
+    put(store, experiment_specs("table1"))
+    notebook.open_page("table1", namespace(profile="paper"))
+    assert asked[0][0] == []
+
+
 def test_a_page_by_epoch_has_a_panel_a_condition(store, idle, monkeypatch):
     put(store, experiment_specs("fig7")[:2])
     page, limits = notebook.open_page("fig7", namespace()), []
+    drawn = []
     monkeypatch.setattr(
-        "lnlsr_book.plots.draw_curves", lambda axes, lines: limits.append(axes.get_ylim())
+        "lnlsr_book.plots.draw_curves",
+        lambda axes, lines: limits.append(axes.get_ylim()) or drawn.append(lines),
     )
     shown = page.by_epoch("Every accuracy by epoch.")
     lowest = min(min(run.history["test_accuracy"]) for run in page.runs)
     assert lowest > 10
     assert sorted(limits) == [(0, 100)] * 16 + [(lowest // 10 * 10, 100)] * 2  # whole, and alone
     assert "begins at the multiple of ten" in shown
+    for cell in page.cells[:2]:
+        assert drawn[0][cell.spec.method] == [run.history["test_accuracy"] for run in cell.runs]
     assert shown.count("<svg") == 9
     assert "clean: One line a method, by epoch." in shown
     assert "asymmetric 0.4: One line" in shown

@@ -45,6 +45,8 @@ def test_a_line_is_the_mean_over_seeds_and_every_seed_is_a_dot():
     assert list(line.get_ydata()) == [15, 30, 40]
     (dots,) = [line for line in panel.get_lines() if line.get_linestyle() == "None"]
     assert list(dots.get_ydata()) == [30, 50]
+    assert list(line.get_xdata()) == [1, 2, 3]
+    assert list(dots.get_xdata()) == [3, 3]
 
 
 def test_a_loss_keeps_its_colour_and_marker_with_sr_and_is_told_apart_without_colour():
@@ -83,22 +85,35 @@ def test_what_is_not_run_says_so_and_missing_numbers_are_left_out():
 
 
 def test_beside_the_paper_every_seed_is_a_dot():
-    runs = [stored("ce", seed, "paper", (20.0, 22.0 + seed)) for seed in (1, 2)]
+    runs = [stored("ce", seed, "paper", (50.0, 22.0 + seed)) for seed in (1, 2)]
+    runs.append(stored("fl", profile="lite", accuracy=(50.0, 30.0)))
     panel = axes()
     plots.draw_beside(panel, report.cells_of("fig3", runs))
     assert [label.get_text() for label in panel.get_yticklabels()][:2] == ["CE", "CE+SR"]
     drawn = [list(line.get_xdata()) for line in panel.get_lines()]
     assert [23.0, 24.0] in drawn
     assert [22.66] in drawn  # the paper's CE
+    by_value = {tuple(line.get_xdata()): line for line in panel.get_lines()}
+    assert by_value[23.0, 24.0].get_markerfacecolor() == by_value[23.0, 24.0].get_color()
+    assert by_value[30.0,].get_markerfacecolor() == "none"  # of a reduced budget
+    reach = panel.containers[0].lines[2][0].get_segments()[0][:, 0]
+    assert reach.tolist() == pytest.approx([22.66 - 2 * 0.61, 22.66 + 2 * 0.61])
+    bottom, top = panel.get_ylim()
+    assert bottom > 5 > 0 > top  # the first method is uppermost
 
 
 def test_an_embedding_is_rasterised_and_names_each_class():
     rng = np.random.default_rng(0)
     labels = np.arange(1000) % 10
     panel = axes()
-    plots.draw_embedding(panel, rng.normal(size=(1000, 2)) + labels[:, None] * 10, labels)
+    points = rng.normal(size=(1000, 2)) + labels[:, None] * 10
+    plots.draw_embedding(panel, points, labels)
     (scatter,) = panel.collections
     assert scatter.get_rasterized()
+    assert len({tuple(colour) for colour in scatter.get_facecolors()[labels == 3]}) == 1
+    assert len({tuple(colour) for colour in scatter.get_facecolors()}) == 10
+    places = np.array([text.get_position() for text in panel.texts])
+    assert places == pytest.approx(np.arange(10)[:, None] * np.full(2, 10.0), abs=0.5)
     assert [text.get_text() for text in panel.texts] == [str(i) for i in range(10)]
     empty = axes()
     plots.draw_embedding(empty, [], [])
