@@ -11,6 +11,7 @@ from itertools import groupby, product
 from math import isnan, nan
 from typing import Any, NamedTuple
 
+import pandas as pd
 from matplotlib.axes import Axes
 from pydantic import ConfigDict, create_model
 
@@ -287,11 +288,13 @@ class Page:
         *,
         caption: str,
         cells: Sequence[Cell] | None = None,
+        data: Callable[[Sequence[StoredRun]], pd.DataFrame] = plots.curves,
         **more: Any,
     ) -> Html:
         """Draw it, write its files, and return the page: see :func:`lnlsr_book.plots.panels`.
 
-        ``cells`` are those that it shows; by default all of the page.
+        ``cells`` are those that it shows; by default all of the page. ``data`` is what goes into
+        its CSV.
         """
         number, _, words = EXPERIMENTS[self.name].title.partition(": ")
         number = words if number == self.name else number
@@ -306,7 +309,7 @@ class Page:
         more["heading"] = number * (profiles in ({"smoke"}, {"lite"}))
         more["heading"] += "filled: at the paper's budget; open: reduced" * (len(profiles) > 1)
         whole, shown = plots.panels(draw, keys, caption=f"<b>{number}.</b> {caption}", **more)
-        plots.save_figure(whole, plots.curves(runs), self.name, self.store.folder, self.profile)
+        plots.save_figure(whole, data(runs), self.name, self.store.folder, self.profile)
         return Html(self.note() + shown + report.badge(runs))
 
     def embeddings(self, keys: plots.Keys, caption: str, columns: int = 2) -> Html:
@@ -376,6 +379,7 @@ class Page:
         keys = {name: list(cells) for name, cells in groupby(self.best, lambda cell: cell.name)}
         alt = "A row a method: the paper's accuracy as a diamond, every seed of ours as a dot."
         more: dict[str, Any] = {"alt": alt, "columns": columns, "cells": self.best}
+        more["data"] = plots.finals
         return self.figure(plots.draw_beside, keys, caption=caption, **more)
 
     def grids(self) -> Html:

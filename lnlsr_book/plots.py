@@ -25,7 +25,7 @@ from lnlsr_lib.store import StoredRun, write_atomically
 
 # fmt: off
 __all__ = [
-    "curves", "draw_beside", "draw_curves", "draw_embedding", "panels", "save_figure",
+    "curves", "draw_beside", "draw_curves", "draw_embedding", "finals", "panels", "save_figure",
     "stored_picture",
 ]
 # fmt: on
@@ -54,13 +54,24 @@ def _use_style() -> None:
 
 def curves(runs: Sequence[StoredRun]) -> pd.DataFrame:
     """The histories of ``runs`` in one long table: each series by epoch, and whose it is."""
-    tables = []
-    for run in runs:
-        spec, epochs = run.spec, range(1, run.spec.epochs + 1)
-        whose = {name: getattr(spec, name) for name in ("dataset", "condition", "method", "seed")}
-        whose |= {"profile": spec.profile, "precision": run.provenance.get("precision")}
-        tables.append(pd.DataFrame(whose | {"id": spec.id, "epoch": epochs} | run.history))
+    tables = [
+        pd.DataFrame(_whose(run) | {"epoch": range(1, run.spec.epochs + 1)} | run.history)
+        for run in runs
+    ]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"id": []})
+
+
+def finals(runs: Sequence[StoredRun]) -> pd.DataFrame:
+    """One row a run: whose it is, and its test accuracy after the last epoch and at best."""
+    names = ("final_accuracy", "best_accuracy")
+    rows = [_whose(run) | {name: getattr(run, name) for name in names} for run in runs]
+    return pd.DataFrame(rows or {"id": []})
+
+
+def _whose(run: StoredRun) -> dict[str, Any]:
+    names = ("dataset", "condition", "method", "seed", "profile")
+    whose = {name: getattr(run.spec, name) for name in names}
+    return whose | {"precision": run.provenance.get("precision"), "id": run.spec.id}
 
 
 def draw_curves(axes: Axes, lines: Mapping[str, Sequence[Sequence[float]]]) -> None:

@@ -529,10 +529,12 @@ def badge(runs: Sequence[StoredRun]) -> Html:
     facts = [run.spec.model_dump() | run.provenance for run in runs]
     times: dict[str, list[float]] = {}
     for fact in facts:
-        fact["commit"] = f"{fact['commit']}"[:8] + "+" * bool(fact["modified"])
+        made = fact.get("commits", [fact["commit"]])  # of a run that went on with other code, both
+        fact["commit"] = " to ".join(f"{one}"[:8] for one in made) + "+" * bool(fact["modified"])
         place = f"{fact['device']}, {fact['threads']} thread{'s' * (fact['threads'] > 1)}"
         times.setdefault(place, []).append(fact["seconds"])
-    each = {name: _html(", ".join(sorted({str(f[name]) for f in facts}))) for name in facts[0]}
+    same = set.intersection(*map(set, facts))
+    each = {name: _html(", ".join(sorted({str(f[name]) for f in facts}))) for name in same}
     took = [
         f"{len(of)} run{'s' * (len(of) > 1)} in {duration(sum(of))} on {_html(place)}"
         for place, of in times.items()

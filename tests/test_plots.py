@@ -38,6 +38,16 @@ def test_curves_are_one_long_table_that_names_each_run():
     assert plots.curves([]).empty
 
 
+def test_a_tables_data_are_one_row_a_run():
+    table = plots.finals([stored("ce"), stored("ce_sr", seed=2, accuracy=(10.0, 50.0, 30.0))])
+    assert list(table.final_accuracy) == [30, 30]
+    assert list(table.best_accuracy) == [30, 50]
+    assert list(table.seed) == [1, 2]
+    whose = [name for name in plots.curves([stored("ce")]) if name in table]
+    assert whose == ["dataset", "condition", "method", "seed", "profile", "precision", "id"]
+    assert plots.finals([]).empty
+
+
 def test_a_line_is_the_mean_over_seeds_and_every_seed_is_a_dot():
     panel = axes()
     plots.draw_curves(panel, {"ce": [[10, 20, 30], [20, 40, 50]]})

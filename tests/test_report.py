@@ -272,6 +272,14 @@ def test_badge_names_everything_that_stands_behind_a_figure():
     assert "1 run in 10 min on cpu (some processor)" in there
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_badge_names_each_commit_that_a_run_was_trained_with(first):
+    both = ["0123456789abcdef", "fedcba9876543210"]
+    runs = [stored(commit=both[1], commits=both), stored("ce")]
+    text = report.badge(runs if first == 0 else runs[::-1])
+    assert "commit 01234567, 01234567 to fedcba98 ·" in text
+
+
 @pytest.mark.parametrize(("seconds", "said"), [(59.6, "60 s"), (600, "10 min"), (9000, "2.5 h")])
 def test_badge_gives_the_time_in_a_readable_unit(seconds, said):
     assert f"1 run in {said}" in report.badge([stored(seconds=seconds)])
