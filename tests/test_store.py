@@ -855,6 +855,10 @@ def test_a_copy_that_git_does_not_have_names_no_commit(monkeypatch, tmp_path):
     code_version.cache_clear()
     assert len(code_version()["commit"]) == 40
     assert code_version()["modified"] is False
+    for changed, modified in ((tmp_path / "other.py", False), (copy, True)):  # the library's alone
+        changed.write_text("3")
+        code_version.cache_clear()
+        assert code_version()["modified"] is modified
     code_version.cache_clear()
 
 
