@@ -179,7 +179,9 @@ def _again(stored: StoredRun, store: Store, options: dict[str, Any]) -> bool:
                 at = f"{spec.id}  differs from epoch {epoch + 1} on: {name} is"
                 print(f"{at} {now} (device, torch: {made[0]}), stored {then} ({made[1]})")
                 return True
-    print(f"{spec.id}  same history, all {spec.epochs} epochs")
+    commits = new.provenance.get("commits", [])  # of a run that was stopped, if it has several
+    made_at = f", made at {' and '.join(str(commit)[:8] for commit in commits)}" * bool(commits)
+    print(f"{spec.id}  same history, all {spec.epochs} epochs{made_at}")
     return False
 
 

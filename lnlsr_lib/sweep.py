@@ -140,7 +140,7 @@ def run_all(
         if len(busy) == len(waiting):
             time.sleep(POLL_SECONDS)
         waiting = busy
+    store.tidy()
     if diverged:
         raise DivergedError("; ".join(diverged))
-    store.tidy()
     return [runs[spec] for spec in specs]

@@ -5,13 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lnlsr_lib import __version__, cli, cost, data, feed, sweep
+from lnlsr_lib import __version__, cli, cluster, cost, data, feed, sweep
+from lnlsr_lib import store as store_module
 from lnlsr_lib.cli import main
 from lnlsr_lib.data import load_dataset
 from lnlsr_lib.experiments import experiment_specs
@@ -115,8 +117,11 @@ def test_smoke_run_then_status(capsys, results, on_few):
     shown = capsys.readouterr()
     assert shown.err == ""
     specs = experiment_specs("precision", "smoke")
-    assert [line.split()[0] for line in shown.out.splitlines()] == [spec.id for spec in specs]
     assert results.missing(specs) == []
+    for line, run in zip(shown.out.splitlines(), map(results.load, specs), strict=True):
+        best, seconds = f"{run.best_accuracy:.2f}%", f"{run.provenance['seconds']:.0f}"
+        numbers = ["final", f"{run.final_accuracy:.2f}%", "best", best]
+        assert line.split() == [run.spec.id, *numbers, "smoke", "float32", seconds, "s"]
 
     assert main(["status"]) == 0
     shown = capsys.readouterr()
@@ -151,6 +156,55 @@ def test_compile_reaches_the_trainer_and_the_record(results, on_few, monkeypatch
     devices = {run.provenance["device"] for run in results.runs()}
     assert len(devices) == 1
     assert devices.pop().endswith(", compiled")
+
+
+@pytest.mark.parametrize(
+    ("words", "where", "options"),
+    [
+        (["precision"], "here", {}),
+        (["fig3", "--quiet"], "here", {"progress": False, "details": True}),
+        (["precision", "--compile", "--details"], "here", {"compiled": True, "details": True}),
+        (
+            ["precision", "--device", "cpu", "--precision", "bf16"],
+            "here",
+            {"device": "cpu", "precision": "bf16"},
+        ),
+        (["precision", "--ray"], "on Ray", {"address": None}),
+        (
+            ["precision", "--ray", "auto", "--gpus-per-run", "0", "--cpus-per-run", "2"],
+            "on Ray",
+            {"address": "auto", "gpus_per_run": 0.0, "cpus_per_run": 2},
+        ),
+    ],
+)
+def test_what_is_asked_for_reaches_the_sweep(results, monkeypatch, words, where, options):
+    seen = []
+    for module, name in ((cli, "here"), (cluster, "on Ray")):
+        run_all = partial(lambda name, specs, store, **more: seen.append((name, more)) or [], name)
+        monkeypatch.setattr(module, "run_all", run_all)
+    assert main(["run", *words, "--profile", "smoke"]) == 0
+    assert seen == [(where, {"compiled": False, "progress": True, "details": False} | options)]
+
+
+def test_what_is_asked_for_reaches_the_estimate(capsys, results, monkeypatch):
+    seen, specs = [], experiment_specs("precision", "smoke")
+    costs = [cost.Cost(specs[0], 2, 30.0)]
+    monkeypatch.setattr(cli, "estimate", lambda specs, **more: seen.append(more) or costs)
+    monkeypatch.setattr(
+        cluster, "estimate_on", lambda specs, **more: seen.append(more) or (costs, 2)
+    )
+    command = ["estimate", *SMOKE[1:-1], "bf16"]
+    where = {"device": "cpu", "precision": "bf16"}
+    assert main([*command, "--tflops", "5", "--again"]) == 0
+    assert "all of them, one after another, at 5 TFLOP/s, roughly: 60 s" in capsys.readouterr().out
+    assert main([*command, "--ray", "auto", "--cpus-per-run", "2"]) == 0
+    assert "all of them, 2 at once: 30 s" in capsys.readouterr().out
+    assert seen == [
+        where | {"tflops": 5.0, "again": True, "progress": True},
+        where | {"address": "auto", "cpus_per_run": 2},
+    ]
+    line = failure(capsys, [*command, "--tflops", "5", "--ray"])
+    assert "--tflops is for a device that is not here, and does not go with --ray" in line
 
 
 def test_progress_goes_to_standard_error(capsys, results, on_few):
@@ -211,6 +265,8 @@ def test_estimate_for_another_device_and_for_nothing_missing(capsys, results, on
     capsys.readouterr()
     assert main(["estimate", *SMOKE[1:]]) == 0
     assert capsys.readouterr().out == "0 of 2 runs are missing\n"
+    assert main(["estimate", *SMOKE[1:-1], "bf16", "--tflops", "1"]) == 0
+    assert "2 of 2 runs are missing" in capsys.readouterr().out
 
 
 def test_a_damaged_result_fails_with_its_name(capsys, results, on_few):
@@ -271,6 +327,13 @@ def test_bad_values_fail_in_one_line(capsys, results, on_few, changes, message):
     assert message in failure(capsys, [*SMOKE, "--quiet", *changes])
 
 
+def result_of(run, **facts):
+    """What the stored run came from, with other facts."""
+    facts = run.provenance | facts
+    device = (facts[fact] for fact in ("device", "precision", "threads", "data"))
+    return RunResult(run.spec, run.history, *device, 0.4, run.confusion)
+
+
 # --- one run -------------------------------------------------------------------------------------
 
 
@@ -288,7 +351,11 @@ def test_show_is_a_runs_card(capsys, results, stored):
     (run,) = [run for run in results.runs() if run.spec.id == stored[1]]
     lines = whole.splitlines()
     assert lines[0] == stored[1]
-    assert lines[1].startswith(f"final {run.final_accuracy:.2f}%, best {run.best_accuracy:.2f}%")
+    recall, seconds = run.history["lowest_recall"][-1], run.provenance["seconds"]
+    assert lines[1] == (
+        f"final {run.final_accuracy:.2f}%, best {run.best_accuracy:.2f}%, "
+        f"lowest recall {recall:.2f}%, in {cost.duration(seconds)}"
+    )
     for text in (
         *("'temperature': 0.1", "learning_rate", "sparse_rate", "memorised"),
         *(str(run.provenance["commit"]), run.provenance["device"], run.provenance["finished"]),
@@ -311,6 +378,19 @@ def test_a_card_of_many_epochs_shows_some_the_first_and_the_last(results, on_few
     epochs = [int(line.split()[0]) for line in table]
     assert (epochs[0], epochs[-1], len(epochs)) == (1, 30, cli.SHOWN_EPOCHS)
     assert "knn_accuracy" in card
+
+
+def test_show_has_a_card_for_each_precision(capsys, results, stored):
+    spec = experiment_specs("precision", "smoke")[0]
+    run = results.load(spec)
+    run.history.update(test_accuracy=[10.0, 60.0, 50.0], lowest_recall=[1.0, 3.0, 2.0])
+    other = results.save(result_of(run, precision="bf16"))
+    assert main(["show", spec.id]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\nfile: {path}\n" in shown for path in (other, results.path(spec, "float32")))
+    assert "\nfinal 50.00%, best 60.00%, lowest recall 2.00%, in " in shown
+    assert main(["status", "precision"]) == 0
+    assert f"{spec.id}  final  50.00%  best  60.00%  smoke  bf16  " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["", "digits", "nothing", "../x", "*"])
@@ -363,6 +443,16 @@ def test_only_finds_a_run_by_its_id_in_every_profile_and_seed(capsys, results, o
     for name in ("digits", f"{spec.id}x", "mnist-seed99999999999999999999-"):
         line = failure(capsys, ["run", "precision", "--only", name])
         assert f"precision has no run {name}" in line
+    line = failure(capsys, ["run", "precision", "--only", spec.id, "--profile", "paper"])
+    assert f"precision has no run {spec.id} in profile paper" in line
+
+
+def test_only_keeps_the_order_and_takes_a_run_once(results, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, "run_all", lambda specs, store, **more: seen.extend(specs) or [])
+    ids = [spec.id for spec in experiment_specs("precision", "smoke", (7, 3))]
+    assert main(["run", "precision", "--only", *ids, ids[0]]) == 0
+    assert [spec.id for spec in seen] == ids
 
 
 def test_again_trains_anew_and_says_that_the_history_is_the_same(capsys, results, stored):
@@ -374,19 +464,36 @@ def test_again_trains_anew_and_says_that_the_history_is_the_same(capsys, results
     assert after == before
 
 
+def test_again_that_goes_on_under_other_code_says_so(capsys, results, stored, monkeypatch):
+    command = ["run", "precision", "--only", stored[0], "--again", "--quiet"]
+    code, save = {"lnlsr": "0", "modified": False}, Store.save_checkpoint
+
+    def save_and_stop(*given):
+        save(*given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "code_version", lambda: code | {"commit": "a" * 40})
+        patch.setattr(Store, "save_checkpoint", save_and_stop)
+        assert main(command) == 130
+    monkeypatch.setattr(store_module, "code_version", lambda: code | {"commit": None})
+    capsys.readouterr()
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert shown == f"{stored[0]}  same history, all 3 epochs, made at aaaaaaaa and None\n"
+
+
+def test_again_trains_in_the_precision_of_what_is_stored(capsys, results, on_few):
+    only = ["--only", experiment_specs("precision", "smoke")[0].id, "--quiet"]
+    assert main([*SMOKE[:-1], "bf16", *only]) == 0
+    assert main(["run", "precision", "--again", *only]) == 0
+    assert "same history, all 3 epochs" in capsys.readouterr().out
+
+
 def test_again_says_where_the_history_differs(capsys, results, stored):
     run = next(run for run in results.runs() if run.spec.id == stored[0])
     run.history["test_accuracy"][1] += 0.5
-    facts = ("device", "precision", "threads")
-    changed = RunResult(
-        run.spec,
-        run.history,
-        *(run.provenance[fact] for fact in facts),
-        run.provenance["data"],
-        0.4,
-        run.confusion,
-    )
-    results.save(changed)
+    results.save(result_of(run))
     command = ["run", "precision", "--only", stored[0], "--again", "--quiet"]
     assert main(command) == 1
     shown = capsys.readouterr()
@@ -401,7 +508,11 @@ def test_again_needs_something_to_compare_with(capsys, results):
     spec = experiment_specs("precision", "smoke")[0]
     line = failure(capsys, ["run", "precision", "--only", spec.id, "--again"])
     assert f"not stored, nothing to compare with: {spec.id}" in line
-    for more, said in (("--details", "nor with --details"), ("--seeds=1", "not go with --seeds")):
+    for more, said in (
+        ("--details", "nor with --details"),
+        ("--ray", "not with --ray"),
+        ("--seeds=1", "not go with --seeds"),
+    ):
         line = failure(capsys, ["run", "precision", "--only", spec.id, "--again", more])
         assert said in line
 
@@ -525,6 +636,7 @@ def test_whatever_the_arguments_there_is_no_traceback(words, tmp_path, monkeypat
     ("error", "status", "message"),
     [
         (DivergedError("the loss is nan"), 1, "lnlsr: the loss is nan"),
+        (OSError("no space is left"), 1, "lnlsr: no space is left"),
         (KeyboardInterrupt(), 130, "lnlsr: stopped; what is finished is stored"),
     ],
 )

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from functools import cached_property, partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,8 +21,9 @@ from lnlsr_lib import sweep as in_process
 from lnlsr_lib.cli import main
 from lnlsr_lib.cluster import ClusterError, makespan, run_all
 from lnlsr_lib.cost import Cost
+from lnlsr_lib.data import DataError
 from lnlsr_lib.experiments import experiment_specs
-from lnlsr_lib.store import Store, StoreError
+from lnlsr_lib.store import BusyError, Store, StoreError
 from lnlsr_lib.trainer import DivergedError
 
 HERE = {"device": "cpu", "precision": "float32", "progress": False}
@@ -70,7 +73,9 @@ def test_what_is_stored_needs_no_ray(store, tiny_spec, monkeypatch):
     spec = tiny_spec(epochs=1)
     (run,) = in_process.run_all([spec], store, **HERE)
     monkeypatch.setitem(sys.modules, "ray", None)
+    (store.folder / ".partial" / f"{spec.id}.float32.pt.x.tmp").write_bytes(b"half")
     assert run_all([spec, spec], store, progress=False) == [run, run]
+    assert list((store.folder / ".partial").iterdir()) == []  # what a killed process left
     with pytest.raises(ClusterError):
         run_all([spec], store, details=True, progress=False)
 
@@ -95,6 +100,7 @@ def test_the_command_line_refuses_a_share_without_ray(capsys, command):
 
 
 def test_a_machine_with_other_code_does_not_work():
+    assert cluster._call(cluster._code(), 3, torch.get_num_threads) == 3
     assert cluster._call(cluster._code(), 1, divmod, 7, 2) == (3, 1)
     with pytest.raises(ClusterError, match="of another version"):
         cluster._call("other", 1, divmod, 7, 2)
@@ -112,6 +118,11 @@ def test_what_lies_beside_the_code_is_not_part_of_it(monkeypatch, tmp_path):
     (tmp_path / "b.csv").write_text("2")
     cluster._code.cache_clear()
     assert cluster._code() != before
+    with_csv, pytorch = cluster._code(), torch.__version__.partition("+")[0]
+    for installed, same in ((f"{pytorch}+another.build", True), (f"{pytorch}.1", False)):
+        monkeypatch.setattr(torch, "__version__", installed)
+        cluster._code.cache_clear()
+        assert (cluster._code() == with_csv) is same
     cluster._code.cache_clear()
 
 
@@ -141,6 +152,7 @@ def test_the_longest_run_first_and_each_in_the_first_free_place(small_spec):
     assert makespan(costs, 2) == 9.0  # 5 + 2 + 2 beside 5 + 2 + 2
     assert makespan(costs, 3) == 7.0  # 5 + 2, 5 and 2 + 2 + 2
     assert makespan(costs, 100) == 5.0
+    assert makespan([Cost(small_spec(), 2, 2.0), Cost(small_spec(), 1, 5.0)], 2) == 5.0
     with pytest.raises(ValueError, match="slots"):
         makespan(costs, 0)
 
@@ -159,11 +171,247 @@ def test_a_log_gets_a_line_when_a_run_ends(tiny_spec, capsys):
     left = float(re.search(r"failed, (\d+) s left", second)[1])
     assert left == pytest.approx(10 * (40 - 17.5) / 17.5, abs=0.6)
     assert third == "1 of 2 runs done, 0 running, 1 failed"
+    display.last = (2, time.monotonic() - cluster.LOG_SECONDS)
+    display.show(1, 0, 1, {long: 1, short: 2})
+    assert capsys.readouterr().err == f"{third}\n"
+    cluster._Log(False, display.work).show(0, 2, 0, {})
+    assert capsys.readouterr().err == ""
 
 
 def epoch_of(path):
     """How far the run is that a checkpoint belongs to; its first 32 bytes are a checksum."""
     return torch.load(io.BytesIO(path.read_bytes()[32:]), weights_only=True)["state"]["epoch"]
+
+
+def test_a_worker_sends_each_checkpoint_and_goes_on_from_one(tiny_spec, monkeypatch):
+    """And hands in the details before the result, which says that they are there."""
+    spec, sent = tiny_spec("ce", epochs=3), []
+    mailbox = SimpleNamespace(actor=SimpleNamespace(put_nowait=SimpleNamespace(remote=sent.append)))
+    options = {"device": "cpu", "precision": "float32", "details": True}
+    monkeypatch.setattr(in_process, "embed", lambda features, labels: (features[:, :2].numpy(), {}))
+    whole = cluster._work(spec, b"", mailbox, options)
+    assert [path.rpartition(".")[2] for path in whole] == ["npz", "json"]
+    assert [(of, epoch) for of, epoch, _ in sent] == [(spec, 1), (spec, 2)]
+    cluster._work(spec, sent[1][2], mailbox, options)
+    assert len(sent) == 2  # no epoch was trained but the last
+
+
+# --- with Ray's part played in this process ------------------------------------------------------
+
+
+class RayError(Exception):
+    """As Ray's: a worker, or its node, is gone."""
+
+
+class RayTaskError(RayError):
+    """As Ray's: what a task raised."""
+
+    def __init__(self, cause):
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class Died(BaseException):
+    """What a worker dies of."""
+
+
+class Task:
+    def __init__(self, function, *given, **more):
+        self.call = partial(function, *given, **more)
+        self.spec = given[3] if given[2] is cluster._work else None
+
+    @cached_property
+    def outcome(self):
+        try:
+            return self.call()
+        except Died as error:
+            return RayError(str(error))
+        except Exception as error:
+            return RayTaskError(error)
+
+
+@pytest.fixture
+def ray(monkeypatch):
+    """Two nodes of one CPU; a task is worked on when it is waited for. ``handed`` are the runs."""
+    messages = []
+
+    class Queue:
+        def __init__(self, actor_options):
+            remote = SimpleNamespace(remote=messages.append)
+            self.actor, self.size = SimpleNamespace(put_nowait=remote), messages.__len__
+
+        def get_nowait_batch(self, number):
+            return [messages.pop(0) for _ in range(number)]
+
+    def hand(function, **size):
+        def remote(*given, **more):
+            task = Task(function, *given, **more)
+            fake.handed.extend([task.spec] if task.spec else [])
+            return task
+
+        return SimpleNamespace(remote=remote)
+
+    def wait(tasks, timeout):
+        assert tasks[0].outcome is not None
+        return tasks[:1], tasks[1:]
+
+    def get(task):
+        if isinstance(task.outcome, RayError):
+            raise task.outcome
+        return task.outcome
+
+    fake = SimpleNamespace(
+        handed=[],
+        connected=[],
+        has={"CPU": 1.0},
+        init=lambda **where: fake.connected.append(where),
+        shutdown=lambda: fake.connected.append(None),
+        cluster_resources=lambda: fake.has,
+        nodes=lambda: [{"Alive": alive, "Resources": fake.has} for alive in (True, False, True)],
+        remote=lambda function: SimpleNamespace(options=partial(hand, function)),
+        wait=wait,
+        get=get,
+        exceptions=SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError),
+    )
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setitem(sys.modules, "ray.util.queue", SimpleNamespace(Queue=Queue))
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    return fake
+
+
+@pytest.mark.parametrize(
+    ("device", "has", "share", "expected"),
+    [
+        ("auto", {"CPU": 4.0, "GPU": 2.0}, None, (1.0, "auto", 4)),
+        ("auto", {"CPU": 4.0, "GPU": 1.0}, 0.25, (0.25, "auto", 4)),
+        ("cuda", {"CPU": 64.0, "GPU": 4.0}, 0.3, (0.3, "cuda", 24)),  # none is on two GPUs
+        ("cpu", {"CPU": 4.0, "GPU": 2.0}, None, (0.0, "cpu", 4)),
+        ("auto", {"CPU": 5.0, "GPU": 2.0}, 0.0, (0.0, "cpu", 4)),
+        ("auto", {"CPU": 4.0}, None, (0.0, "cpu", 4)),
+    ],
+)
+def test_room_is_what_the_nodes_that_live_have_of_cpus_and_gpus(ray, device, has, share, expected):
+    ray.has = has
+    with cluster._connected(device, "auto", share, 2) as made:
+        assert (made.gpus, made.device, made.slots()) == expected
+    assert ray.connected[-1] is None  # it is let go of
+
+
+@pytest.mark.parametrize("said", [None, "1"])
+def test_ray_reports_its_use_only_where_one_wants_it(ray, monkeypatch, said):
+    if said:
+        monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", said)
+    else:
+        monkeypatch.setattr(os, "environ", os.environ.copy())
+    with cluster._connected("cpu"):
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == (said or "0")
+    assert ray.connected[0].items() >= {"address": "local", "include_dashboard": False}.items()
+
+
+def test_a_cluster_that_is_not_there_is_named(ray, store, tiny_spec, monkeypatch):
+    def refuse(**where):
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(ClusterError, match=r"no Ray at 10\.0\.0\.1:6379: refused"):
+        run_all([tiny_spec()], store, address="10.0.0.1:6379", **HERE)
+
+
+def test_the_longest_run_is_begun_first_and_each_is_locked(ray, store, tiny_spec, monkeypatch):
+    specs, work = [tiny_spec("ce", epochs=epochs) for epochs in (1, 3, 2)], cluster._work
+    written, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda *paths: written.append(paths) or replace(*paths))
+
+    def watched(spec, *given):
+        with pytest.raises(BusyError), Store(store.folder).locked(spec, "float32"):
+            pass
+        return work(spec, *given)
+
+    monkeypatch.setattr(cluster, "_work", watched)
+    runs = run_all(specs, store, **HERE)
+    assert [run.spec for run in runs] == specs
+    assert ray.handed == [specs[1], specs[2], specs[0]]
+    assert list((store.folder / ".partial").iterdir()) == []
+    places = {source.parent for source, target in written if store.folder in target.parents}
+    assert places == {store.folder / ".partial"}  # where git does not look
+
+
+def test_a_run_that_gets_on_between_losses_is_not_given_up(
+    ray, store, tiny_spec, tmp_path, monkeypatch
+):
+    """Its workers die after an epoch each, more of them than are forgiven without one."""
+    monkeypatch.setattr(cluster, "LOSSES", 2)
+    spec, save = tiny_spec("ce", epochs=4), cluster._Satellite.save_checkpoint
+
+    def save_and_die(*given):
+        save(*given)
+        raise Died
+
+    monkeypatch.setattr(cluster._Satellite, "save_checkpoint", save_and_die)
+    runs = run_all([spec], store, **HERE)
+    assert ray.handed == [spec] * 4
+    assert same_as_in_process(runs, tmp_path / "here")
+
+
+def test_a_run_that_only_loses_workers_is_given_up_and_keeps_none_back(
+    ray, store, tiny_spec, monkeypatch
+):
+    broken, whole, work = tiny_spec("ce", epochs=2), tiny_spec("ce", epochs=1), cluster._work
+
+    def some(spec, *given):
+        if spec == broken:
+            raise Died("the node is gone")
+        return work(spec, *given)
+
+    monkeypatch.setattr(cluster, "_work", some)
+    message = f"{broken.id} lost {cluster.LOSSES} workers: a worker was lost: the node is gone"
+    with pytest.raises(ClusterError, match=message):
+        run_all([broken, whole], store, **HERE)
+    assert ray.handed.count(broken) == cluster.LOSSES
+    assert store.missing([broken, whole]) == [broken]
+
+
+def test_runs_of_other_processes_are_waited_for(ray, store, tiny_spec, monkeypatch):
+    theirs, mine = tiny_spec("ce", epochs=2), tiny_spec("ce", epochs=1)
+    held, sleeps = contextlib.ExitStack(), []
+
+    def finished(seconds):
+        sleeps.append(seconds)
+        held.close()
+        in_process.run_one(theirs, Store(store.folder), **HERE)
+
+    monkeypatch.setattr(cluster.time, "sleep", finished)
+    held.enter_context(Store(store.folder).locked(theirs, "float32"))
+    runs = run_all([theirs, mine], store, **HERE)
+    assert [run.spec for run in runs] == [theirs, mine]
+    assert (ray.handed, sleeps) == ([mine], [cluster.POLL_SECONDS])
+
+
+def test_what_is_asked_for_reaches_the_workers(ray, store, tiny_spec, monkeypatch):
+    """And data that one of them cannot fetch stop the sweep."""
+    asked = {"device": "cpu", "precision": "bf16", "compiled": True, "details": True}
+
+    def work(spec, checkpoint, mailbox, options):
+        assert options == asked
+        raise DataError("they cannot be fetched")
+
+    monkeypatch.setattr(cluster, "_work", work)
+    with pytest.raises(DataError, match="they cannot be fetched"):
+        run_all([tiny_spec(), tiny_spec("ce")], store, progress=False, **asked)
+
+
+def test_an_estimate_is_the_median_of_the_places(ray, small_spec, monkeypatch):
+    seen, seconds, spec = [], iter([9.0, 1.0, 2.0, 4.0]), small_spec()
+    ray.has = {"CPU": 2.0}
+
+    def timed(specs, **options):
+        seen.append(options)
+        return [Cost(spec, 3, next(seconds), tuple(specs))]
+
+    monkeypatch.setattr(cluster, "estimate", timed)
+    made, slots = cluster.estimate_on([spec], precision="bf16")
+    assert (made, slots) == ([Cost(spec, 3, 3.0, (spec,))], 4)
+    assert seen == [{"device": "cpu", "precision": "bf16", "kept": False}] * 4
 
 
 # --- on a cluster of three nodes -----------------------------------------------------------------

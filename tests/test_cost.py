@@ -1,11 +1,22 @@
 """What runs would cost: counted, timed, and by a FLOP rate."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from lnlsr_lib import cost
-from lnlsr_lib.cost import SHAPES, UTILISATION, duration, estimate, images_of, step_flops
+from lnlsr_lib.cost import (
+    LARGEST_BATCH,
+    LAUNCHES,
+    SHAPES,
+    UTILISATION,
+    duration,
+    estimate,
+    images_of,
+    made_up,
+    step_flops,
+)
 from lnlsr_lib.data import load_dataset
 from lnlsr_lib.protocol import TRAINING, make_spec
 
@@ -46,6 +57,12 @@ def test_flops_are_those_of_the_layers():
     assert step_flops(make_spec("mnist", "co_teaching", 0.8)) == pytest.approx(2 * expected)
 
 
+def test_smaller_images_take_fewer_flops():
+    whole = make_spec("cifar10", "ce", 0.6)
+    half = whole.model_copy(update={"side": 16})
+    assert step_flops(half) == pytest.approx(step_flops(whole) / 4, rel=0.02)
+
+
 def test_runs_of_one_kind_are_timed_once_and_counted():
     smoke = {"profile": "smoke"}
     specs = [
@@ -58,19 +75,39 @@ def test_runs_of_one_kind_are_timed_once_and_counted():
     assert costs[0].total == 3 * costs[0].seconds
 
 
-def test_the_budget_scales_the_cost():
-    paper = make_spec("mnist", "ce", 0.8)
-    specs = [paper, paper.model_copy(update={"epochs": 25})]
-    whole, half = estimate(specs, **CPU)
-    assert whole.seconds == pytest.approx(2 * half.seconds)
+def test_a_part_of_the_data_set_is_timed_as_well(small_spec):
+    (made,) = estimate([small_spec("ce", batch_size=16, train_size=100)], **CPU, kept=False)
+    assert made.seconds > 0
+
+
+def test_the_second_epoch_is_timed_and_stands_for_whole_batches(monkeypatch):
+    """Labels that people gave are not fetched for it, and no image is left out."""
+    monkeypatch.setattr(cost, "LARGEST_BATCH", 32 * 3 * 32 * 32)  # a quarter of the batch
+    now, steps = [0.0], cost.TIMED_STEPS
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def train(spec, data, *, device, precision, on_batch):
+        assert (spec.noise, spec.batch_size, spec.epochs, device) == ("clean", 32, 2, "cpu")
+        assert (spec.imbalance, spec.train_size, precision) == (None, None, "bf16")
+        assert (len(data.train_labels), len(data.test_labels)) == (32 * steps, 32)
+        for seconds in [9.0] * steps + [0.5] * steps:
+            now[0] += seconds
+            on_batch()
+        return SimpleNamespace(history={"seconds": [99.0, 0.5 * steps + 32 * 0.25]})
+
+    monkeypatch.setattr(cost, "train", train)
+    people = make_spec("cifar10", "ce", noise="human", human_labels="worse", profile="lite")
+    people = people.model_copy(update={"imbalance": "step", "imbalance_ratio": 0.1})
+    assert cost._measure(people, "cpu", "bf16") == [4 * 0.5, 0.25]
 
 
 def test_another_device_by_its_rate():
     spec = make_spec("cifar100", "ce", 0.6)
     slow, fast = (estimate([spec], tflops=tflops)[0].seconds for tflops in (1.0, 10.0))
     assert fast < slow < 10 * fast  # launches do not get faster
-    steps = 200 * 391
-    assert slow > steps * step_flops(spec) / (UTILISATION * 1e12)
+    step = step_flops(spec) / (UTILISATION * 1e12) + LAUNCHES
+    tests = 10_000 / 128 / 3  # forward alone
+    assert slow == pytest.approx(200 * (391 + tests) * step)
 
 
 def test_nothing_missing_costs_nothing():
@@ -80,6 +117,12 @@ def test_nothing_missing_costs_nothing():
 def test_an_unknown_device_is_refused_though_nothing_is_missing():
     with pytest.raises(ValueError, match="device 'abacus' cannot be used here"):
         estimate([], device="abacus")
+
+
+def test_made_up_images_are_few_where_they_are_large():
+    data = made_up(make_spec("webvision", "ce"), 2)
+    assert data.train_images.shape == (2, 3, 224, 224)
+    assert len(data.test_images) == LARGEST_BATCH // (3 * 224 * 224)
 
 
 @pytest.fixture
@@ -113,13 +156,44 @@ def test_timings_are_kept_by_device_precision_version_threads_and_kind(timed, mo
     monkeypatch.setattr("torch.get_num_threads", lambda: 99)
     estimate([mnist], **CPU)
     assert timed[5:] == [mnist]
-    estimate([mnist], **CPU, again=True)
-    assert timed[6:] == [mnist]
+    monkeypatch.setattr(cost, "_measure", lambda *_: timed.append("again") or (2.0, 0.001))
+    again = estimate([mnist], **CPU, again=True)
+    assert timed[6:] == ["again"]
+    assert estimate([mnist], **CPU) == again  # it is what is kept now
+    assert again[0].seconds > 3 * first[0].seconds
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dataset": "cifar100"},
+        {"model": "resnet34"},
+        {"side": 16},
+        {"batch_size": 64},
+        {"forget_rate": 0.5},
+    ],
+    ids=repr,
+)
+def test_what_a_step_takes_is_timed_by_itself(timed, changes):
+    specs = [make_spec("cifar10", "ce", 0.8), make_spec("cifar10", "gce", 0.4)]
+    specs.append(specs[0].model_copy(update=changes))
+    assert [made.runs for made in estimate(specs, **CPU)] == [2, 1]
+    assert timed == [specs[0], specs[2]]
+
+
+def test_a_run_costs_its_epochs_steps_and_tests(timed):
+    """Of images as many as it trains on; the last step of an epoch may be a short one."""
+    whole, part = make_spec("mnist", "ce", 0.8), make_spec("mnist", "ce", 0.8, profile="lite")
+    part = part.model_copy(update={"epochs": whole.epochs})
+    assert [made.seconds for made in estimate([whole, part], **CPU)] == pytest.approx(
+        [50 * (469 * 0.5 + 10), 50 * (79 * 0.5 + 10)]
+    )
+    assert timed == [whole]
 
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", '{"a": 1}', "null", "inf", "short", "negative", "text"],
+    ["", "{", "[]", '{"a": 1}', "null", "inf", "short", "negative", "negative test", "text"],
 )
 def test_kept_timings_that_cannot_be_are_timed_anew(timed, content):
     spec = make_spec("mnist", "ce", 0.8)
@@ -128,6 +202,7 @@ def test_kept_timings_that_cannot_be_are_timed_anew(timed, content):
     kept = path.read_text()
     (key,) = json.loads(kept)
     bad = {"inf": [float("inf"), 0], "short": [1.0], "negative": [-1.0, 0.0], "text": ["a", "b"]}
+    bad |= {"negative test": [1.0, -1.0]}
     path.write_text(json.dumps({key: bad[content]}) if content in bad else content)
     assert estimate([spec], **CPU) == [whole]
     assert len(timed) == 2
@@ -174,7 +249,10 @@ def test_bad_rates_are_refused(tflops):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0 s"), (119, "119 s"), (150, "2 min"), (9000, "2.5 h"), (864_000, "10 days")],
+    [
+        *((0.4, "0 s"), (119, "119 s"), (150, "2 min"), (7199, "120 min"), (7200, "2.0 h")),
+        *((9000, "2.5 h"), (172_000, "47.8 h"), (172_800, "2 days"), (864_000, "10 days")),
+    ],
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text

@@ -4,8 +4,9 @@ import pytest
 
 from lnlsr_book.report import paper_condition
 from lnlsr_lib.experiments import EXPERIMENTS, experiment_specs, read_seeds
+from lnlsr_lib.losses import LOSSES
 from lnlsr_lib.paper import tables
-from lnlsr_lib.protocol import PROFILES
+from lnlsr_lib.protocol import METHODS, PROFILES
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -25,6 +26,7 @@ def test_fig3_is_each_loss_with_and_without_sr_on_mnist_at_0_8():
     assert {(spec.dataset, spec.noise, spec.noise_rate) for spec in specs} == {
         ("mnist", "symmetric", 0.8)
     }
+    assert experiment_specs("fig1") == specs[2:]  # there figure 5 has CE
 
 
 def test_every_table_of_the_paper_has_a_run_for_each_of_its_cells():
@@ -58,8 +60,53 @@ def test_sweeps_change_what_they_say():
     fig4 = {(spec.sr.p, spec.sr.temperature) for spec in experiment_specs("fig4")}
     assert {p for p, tau in fig4 if tau == 0.5} == {0.01, 0.1, 0.3, 0.5, 0.7, 1.0}
     assert {tau for p, tau in fig4 if p == 0.1} == {0.1, 0.3, 0.5, 0.7, 1.0}
+    fig6 = {(spec.sr.temperature, spec.sr.weight) for spec in experiment_specs("fig6")}
+    assert {tau for tau, _ in fig6} == {1.0, 0.9, 0.8, 0.7, 0.6, 0.5}
+    assert {weight for _, weight in fig6} == {0, 2, 5, 20}
+    swept = [
+        (spec.sr.weight, spec.sr.p, spec.sr.temperature) for spec in experiment_specs("sweeps")
+    ]
+    weights = {weight for weight, *others in swept if others == [0.1, 0.1]}
+    assert weights == {0, 1, 2, 4, 6, 8, 10, 30, 100}
+    assert [spec.sr.warmup for spec in experiment_specs("warmup")] == [0, 1]
+    assert [spec.epochs for spec in experiment_specs("nlnl")] == [720]
+    assert {spec.human_labels for spec in experiment_specs("people")} == {"worse"}
+    assert {spec.method for spec in experiment_specs("methods")} == {*METHODS, *LOSSES, "nlnl_sr"}
+    assert [spec.loss_params["detach"] for spec in experiment_specs("focal")] == [True, False] * 2
     floors = [spec.loss_params["floor"] for spec in experiment_specs("gce_floor")]
     assert floors == [0.0, 1e-7]
+
+
+def test_figures_of_features_have_details_and_so_has_figure_3():
+    of_features = {name for name, each in EXPERIMENTS.items() if "features" in each.title}
+    assert {name for name, each in EXPERIMENTS.items() if each.details} == {*of_features, "fig3"}
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "conditions"),
+    [
+        ("fig5", "mnist", {("symmetric", rate) for rate in (0.2, 0.4, 0.6, 0.8)}),
+        ("fig10", "mnist", {("asymmetric", 0.4), ("asymmetric", 0.2)}),
+        ("fig11", "cifar10", {("symmetric", 0.4), ("symmetric", 0.2)}),
+        ("fig12", "cifar10", {("asymmetric", 0.4), ("asymmetric", 0.2)}),
+        ("fig2", "cifar10", {("symmetric", 0.6)}),
+        ("fig4", "cifar10", {("symmetric", 0.6)}),
+        ("fig6", "cifar10", {("symmetric", 0.6)}),
+        ("sweeps", "mnist", {("symmetric", 0.8)}),
+        ("warmup", "mnist", {("symmetric", 0.8)}),
+        ("nlnl", "mnist", {("symmetric", 0.6)}),
+        ("focal", "mnist", {("symmetric", 0.8)}),
+        ("people", "cifar10", {("human", 0.0)}),
+        ("methods", "mnist", {("symmetric", 0.6)}),
+        ("memorising", "cifar10", {("symmetric", 0.6)}),
+        ("precision", "mnist", {("symmetric", 0.8)}),
+        ("gce_floor", "mnist", {("symmetric", 0.8)}),
+    ],
+)
+def test_an_experiment_has_the_condition_in_its_title(name, dataset, conditions):
+    specs = experiment_specs(name)
+    assert {spec.dataset for spec in specs} == {dataset}
+    assert {(spec.noise, spec.noise_rate) for spec in specs} == conditions
 
 
 @pytest.mark.parametrize(
@@ -87,6 +134,7 @@ def test_an_experiment_has_the_same_cells_in_every_profile(name):
     ("value", "seeds"),
     [
         *(("auto", None), (1, [1]), ("1", [1]), ("1,3", [1, 3]), ("1-3", [1, 2, 3])),
+        ("1-1000", [*range(1, 1001)]),
         ([2, 1], [2, 1]),
         ("[1,2]", [1, 2]),
     ],

@@ -35,7 +35,13 @@ def test_figure_3s_condition_reads_as_table_1_prints_it(method, said):
     assert str(value) == said
 
 
+def test_the_first_table_that_has_a_value_counts():
+    assert published("cifar10", "ce", "symmetric", 0.6).table == 1  # and in 4
+    assert published("cifar10", "ce", "asymmetric", 0.2).table == 2  # and in 6
+
+
 def test_a_value_without_deviation_and_one_that_is_not_there():
+    assert published("webvision", "ce_sr", "web", 0.0).table == 3
     assert published("webvision", "ce_sr", "web", float("nan")) is None
     assert str(published("cifar10", "ce", "lt", 0.01)) == "64.16"
     assert published("mnist", "ce", "symmetric", 0.5) is None

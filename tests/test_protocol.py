@@ -1,11 +1,13 @@
 """The paper's protocol as data."""
 
 import csv
+import hashlib
 from pathlib import Path
 
 import pytest
 
 from lnlsr_lib import protocol
+from lnlsr_lib.losses import LOSSES
 from lnlsr_lib.noise import symmetric_transition
 from lnlsr_lib.objective import build_criterion
 from lnlsr_lib.protocol import METHODS, PROFILES, TRAINING, make_spec, method_name
@@ -91,6 +93,34 @@ def test_all_ids_differ():
         for dataset, method, profile, condition, seed in arguments
     }
     assert len(ids) == len(arguments)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "profile", "expected"),
+    [
+        ("mnist", "paper", "982a5ea5"),
+        ("mnist", "lite", "02305d29"),
+        ("mnist", "smoke", "5943a899"),
+        ("cifar10", "paper", "95d5cf27"),
+        ("cifar10", "lite", "8b288362"),
+        ("cifar10", "smoke", "28fb6e1e"),
+        ("cifar100", "paper", "2cdcbbe1"),
+        ("cifar100", "lite", "01d6fca2"),
+        ("cifar100", "smoke", "d279a828"),
+        ("webvision", "paper", "b5695962"),
+        ("webvision", "lite", "16d20543"),
+        ("webvision", "smoke", "fd77c0d3"),
+    ],
+)
+def test_golden_ids_of_all_methods_and_conditions(dataset, profile, expected):
+    """Every constant is in them: a change here orphans the results there are."""
+    ids = [
+        make_spec(dataset, method, **condition, profile=profile).id
+        for method in dict.fromkeys([*METHODS, *LOSSES])
+        for condition in CONDITIONS[:-1]  # but for one of floats that are computed
+        if not refused(dataset, method, condition, profile)
+    ]
+    assert hashlib.sha256(" ".join(ids).encode()).hexdigest()[:8] == expected
 
 
 @pytest.mark.parametrize(
@@ -226,6 +256,10 @@ def test_nlnl_has_a_budget_of_its_own_by_name(dataset, epochs, draws, rates):
     assert spec.id != usual.id
 
 
+def test_clean_labels_are_the_same_in_every_variant():
+    assert make_spec("mnist", "ce", variant="official") == make_spec("mnist", "ce")
+
+
 def test_parameters_can_be_swept():
     spec = make_spec("mnist", "gce_sr", 0.8, sr={"weight": 1.0}, loss_params={"floor": 0.0})
     assert (spec.sr.weight, spec.sr.p, spec.loss_params) == (1.0, 0.1, {"q": 0.01, "floor": 0.0})
@@ -281,6 +315,10 @@ def test_reduced_profiles_change_the_budget_and_nothing_else():
         ({"noise_rate": float("nan")}, "noise_rate"),
         ({"seed": -1}, "seed"),
         ({"budget": "nlnl"}, "budget 'nlnl' goes with method 'nlnl' on mnist"),
+        (
+            {"budget": "nlnl", "method": "nlnl", "dataset": "webvision", "noise_rate": 0.0},
+            "budget 'nlnl' goes with method 'nlnl' on mnist, cifar10, cifar100",
+        ),
         ({"budget": "more"}, "unknown budget 'more'; there are: paper, nlnl"),
     ],
     ids=repr,

@@ -72,6 +72,7 @@ OTHER_SPARSE = {
     "warmup": 1,
 }
 CIFAR = {"dataset": "cifar10", "model": "cnn8"}
+WEBVISION = {"dataset": "webvision", "model": "resnet50", "noise": "clean", "noise_rate": 0.0}
 ALSO = {  # what has to go with it
     "loss": {"loss_params": {}},
     "noise": {"noise_rate": 0.0},
@@ -221,6 +222,8 @@ def test_specs_are_frozen(name):
         {"sr": FIELDS["sr"] | {"growth": 1e5}},
         {"sr": FIELDS["sr"] | {"weight": 1e31, "growth": 1.0}},
         {"transition": [[1.0, 0.0], [0.0, 1.0]]},
+        {"transition": torch.eye(10).tolist()},
+        {"noise": "transition", "noise_rate": 0.0},
         {"noise_variant": "ours"},
         {"noise": "clean", "noise_rate": 0.0, "noise_variant": "official"},
         *(
@@ -228,6 +231,8 @@ def test_specs_are_frozen(name):
             for rows in (
                 [[1.0]],
                 torch.eye(9).tolist(),
+                [[0.2] * 10] * 10,
+                [[0.5, 0.5]] * 10,
                 [[float("nan")] * 10] * 10,
                 [[0.5, 0.4], [0.0, 1.0]],
                 [[1.0, 0.0]],
@@ -240,6 +245,9 @@ def test_specs_are_frozen(name):
         {"imbalance": "steep", "imbalance_ratio": 0.1},
         {"imbalance_ratio": 0.1},
         {"imbalance_ratio": 0.0},
+        {"imbalance_ratio": 1.5, "imbalance": "step"},
+        {"final_learning_rate": -0.1},
+        {"clip_norm": float("inf")},
         {"nesterov": True, "momentum": 0.0},
         {"decay": 0.0},
         {"decay": 1.1},
@@ -250,9 +258,13 @@ def test_specs_are_frozen(name):
         {"std": [0.5]},
         {"forget_rate": 0.5},
         {"forget_rate": 1.5, "sr": None},
+        {"forget_rate": -0.5, "sr": None},
         {"forget_rate": 0.5, "sr": None, "loss": "nlnl", "loss_params": {}},
         {"forget_epochs": 0},
         {"dataset": "webvision", "model": "resnet50"},
+        {"train_size": 1000} | WEBVISION,
+        {"side": 112} | WEBVISION,
+        {"imbalance": "step", "imbalance_ratio": 0.1} | WEBVISION,
         {"profile": "full"},
         {"seed": -1},
         {"seed": "1"},
@@ -288,6 +300,9 @@ def test_bad_fields_are_refused(changes):
         {"growth": 0.0},
         {"every": 0},
         {"every": 1.5},
+        {"growth": float("inf")},
+        {"temperature": float("inf")},
+        {"warmup": -1},
         {"clamp": 1e-7},
     ],
     ids=repr,
@@ -295,6 +310,13 @@ def test_bad_fields_are_refused(changes):
 def test_bad_fields_of_sr_are_refused(changes):
     with pytest.raises(ValidationError, match=next(iter(changes))):
         SparseSpec(**FIELDS["sr"] | changes)
+
+
+def test_three_phases_of_nlnl_do_not_go_with_unit_logits():
+    fields = FIELDS | {"loss": "nlnl", "sr": FIELDS["sr"] | {"unit_logits": True}}
+    RunSpec(**fields | {"loss_params": {"phases": 1}})
+    with pytest.raises(ValidationError, match="nlnl cannot trust outputs"):
+        RunSpec(**fields | {"loss_params": {"phases": 3}})
 
 
 def test_every_network_is_listed_with_the_channels_that_it_takes():

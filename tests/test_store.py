@@ -1,5 +1,6 @@
 """The results folder: whole files or none, verified when read, one process per run."""
 
+import contextlib
 import copy
 import errno
 import hashlib
@@ -7,6 +8,7 @@ import json
 import math
 import multiprocessing
 import os
+import platform
 import random
 import resource
 import signal
@@ -15,6 +17,7 @@ import threading
 import time
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -23,7 +26,7 @@ from hypothesis import strategies as st
 
 from lnlsr_lib import store as store_module
 from lnlsr_lib.protocol import make_spec
-from lnlsr_lib.spec import RunSpec
+from lnlsr_lib.spec import PROTOCOL_VERSION, RunSpec
 from lnlsr_lib.store import (
     BusyError,
     Store,
@@ -106,11 +109,14 @@ def test_what_is_saved_is_loaded(store, small_spec):
 
 
 def test_provenance_is_whole(store, small_spec):
-    store.save(made_result(small_spec()))
+    result = made_result(small_spec())
+    result.threads, result.history["seconds"] = 7, [1.0, 0.52]
+    store.save(result)
     provenance = store.load(small_spec()).provenance
+    assert provenance["python"] == platform.python_version()
     assert provenance["torch"] == torch.__version__
-    assert provenance["device"] == "cpu (made up)"
-    assert provenance["seconds"] == 1.0
+    assert (provenance["device"], provenance["threads"]) == ("cpu (made up)", 7)
+    assert provenance["seconds"] == 1.5
     assert provenance["realised_noise_rate"] == 0.4
     assert provenance["finished"].endswith("+00:00")
     assert set(code_version()) == {"lnlsr", "commit", "modified"}
@@ -181,10 +187,11 @@ def test_what_would_be_no_result_is_refused_before_anything_is_dropped(
     assert store.missing([small_spec()])
 
 
-def test_runs_of_another_protocol_are_left_out(store, small_spec):
-    store.save(made_result(small_spec(protocol=99)))
+@pytest.mark.parametrize("protocol", [PROTOCOL_VERSION - 1, 99])
+def test_runs_of_another_protocol_are_left_out(store, small_spec, protocol):
+    store.save(made_result(small_spec(protocol=protocol)))
     assert store.runs() == []
-    assert store.load(small_spec(protocol=99)) is not None
+    assert store.load(small_spec(protocol=protocol)) is not None
 
 
 # --- details -------------------------------------------------------------------------------------
@@ -297,6 +304,19 @@ def test_a_signed_result_with_other_fields_is_refused(store, small_spec, changes
     path = store.save(made_result(small_spec()))
     path.write_bytes(signed(path.read_bytes(), **changes))
     with pytest.raises(StoreError, match="delete it and run again"):
+        store.runs()
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"finished": "2026-01-01T12:00:00"}, {"finished": "today"}, {"threads": 0}, {"seconds": -1.0}],
+    ids=repr,
+)
+def test_a_signed_result_that_was_made_as_none_can_be_is_refused(store, small_spec, facts):
+    path = store.save(made_result(small_spec()))
+    provenance = json.loads(path.read_bytes())["provenance"] | facts
+    path.write_bytes(signed(path.read_bytes(), provenance=provenance))
+    with pytest.raises(StoreError, match=next(iter(facts))):
         store.runs()
 
 
@@ -516,6 +536,14 @@ def test_a_failed_write_keeps_the_old_content_and_leaves_nothing(tmp_path, monke
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_all_of_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    synced, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_size))
+    monkeypatch.setattr(os, "replace", lambda *paths: replace(*paths) or synced.append("replaced"))
+    write_atomically(tmp_path / "file", b"small")
+    assert synced == [5, "replaced"]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 def test_an_interrupted_write_keeps_the_old_content_and_leaves_nothing(
     tmp_path, monkeypatch, error
@@ -648,14 +676,27 @@ def test_what_a_killed_process_left_goes_when_its_run_is_locked(store, small_spe
     assert len(list((store.folder / ".partial").glob("*seed2*"))) == others
 
 
-def test_a_state_of_a_stored_run_that_is_repeated_for_its_details_stays(store, small_spec):
+@pytest.mark.parametrize(("newer", "stays"), [(0, False), (10**6, True)])
+def test_a_state_of_a_stored_run_that_is_repeated_for_its_details_stays(
+    store, small_spec, newer, stays
+):
+    """It is newer than the result, if only by nanoseconds."""
     spec = small_spec()
-    store.save(made_result(spec))
+    made = store.save(made_result(spec))
     left_behind(store, spec)
-    os.utime(state := store.checkpoint(spec, "float32"))  # now
+    state = store.checkpoint(spec, "float32")
+    os.utime(made, ns=(10**9, 10**9))
+    os.utime(state, ns=(10**9 + newer, 10**9 + newer))
     with store.locked(spec, "float32"):
-        assert state.exists()
-    assert list((store.folder / ".partial").iterdir()) == [state]
+        assert state.exists() is stays
+    assert list((store.folder / ".partial").iterdir()) == [state] * stays
+
+
+def test_what_a_process_leaves_of_its_run_goes_when_it_lets_go(store, small_spec):
+    with store.locked(small_spec(), "float32"):
+        left_behind(store, small_spec())
+    left = [store.checkpoint(small_spec(), "float32")]
+    assert list((store.folder / ".partial").iterdir()) == left
 
 
 def test_details_in_another_precision_are_found(store, small_spec):
@@ -669,6 +710,7 @@ def test_details_in_another_precision_are_found(store, small_spec):
     assert store.load(spec).provenance["precision"] == "float32"
     assert store.load(spec, details=True).provenance["precision"] == "bf16"
     assert store.load(spec, "float32", details=True) is None
+    assert store.missing([spec], "float32", details=True) == [spec]
     assert store.missing([spec], details=True) == store.missing([spec]) == []
 
 
@@ -679,6 +721,7 @@ def test_tidying_leaves_nothing_but_what_is_needed(store, small_spec):
         left_behind(store, spec)
     foreign = store.folder / ".partial" / "notes.txt"
     foreign.write_text("mine")
+    (store.folder / ".partial" / f"{stored.id}.bf16.pt.x.tmp").write_bytes(b"half")
     with Store(store.folder).locked(busy, "float32"):
         (store.folder / ".partial" / f"{busy.id}.float32.pt.now.tmp").write_bytes(b"half")
         store.tidy()
@@ -759,6 +802,25 @@ def test_a_second_handle_finds_the_run_busy(store, small_spec):
         pass
 
 
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a file that is held cannot be removed")
+def test_who_takes_a_run_in_the_moment_it_is_let_go_has_it_alone(store, small_spec, monkeypatch):
+    held, release = contextlib.ExitStack(), filelock.FileLock.release
+
+    def release_to_another(lock, *arguments, **more):
+        release(lock, *arguments, **more)
+        monkeypatch.undo()
+        held.enter_context(Store(store.folder).locked(small_spec(), "float32"))
+
+    with store.locked(small_spec(), "float32"):
+        monkeypatch.setattr(filelock.FileLock, "release", release_to_another)
+    with (
+        held,
+        pytest.raises(BusyError, match="another process"),
+        store.locked(small_spec(), "float32"),
+    ):
+        pass
+
+
 def test_an_error_lets_go_of_the_run(store, small_spec):
     with pytest.raises(RuntimeError, match="training failed"), store.locked(small_spec(), "bf16"):
         raise RuntimeError("training failed")
@@ -820,12 +882,14 @@ def test_results_folder_is_the_one_named_else_the_checkouts(tmp_path, monkeypatc
     monkeypatch.setenv("LNLSR_RESULTS", str(tmp_path))
     assert results_folder() == tmp_path.resolve()
     assert Store().folder == tmp_path.resolve()
-    monkeypatch.delenv("LNLSR_RESULTS")
-    checkout = Path(store_module.__file__).resolve().parent.parent
-    if (checkout / "pyproject.toml").is_file():
-        assert results_folder() == checkout / "results"
-    else:
-        assert results_folder() == Path.cwd() / "results"
+    monkeypatch.setenv("LNLSR_RESULTS", "")  # as if it were not there
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path.resolve() / "place"
+    (place / "lnlsr_lib").mkdir(parents=True)
+    monkeypatch.setattr(store_module, "__file__", str(place / "lnlsr_lib" / "store.py"))
+    assert results_folder() == tmp_path.resolve() / "results"  # installed
+    (place / "pyproject.toml").touch()
+    assert results_folder() == place / "results"
 
 
 def test_looking_makes_no_folder(store, small_spec):
@@ -855,11 +919,19 @@ def test_a_copy_that_git_does_not_have_names_no_commit(monkeypatch, tmp_path):
     code_version.cache_clear()
     assert len(code_version()["commit"]) == 40
     assert code_version()["modified"] is False
-    for changed, modified in ((tmp_path / "other.py", False), (copy, True)):  # the library's alone
+    new = copy.with_name("new.py")
+    for changed, modified in ((tmp_path / "other.py", False), (new, True), (copy, True)):
         changed.write_text("3")
         code_version.cache_clear()
-        assert code_version()["modified"] is modified
+        assert code_version()["modified"] is modified  # the library's files alone count
+        new.unlink(missing_ok=True)
     code_version.cache_clear()
+
+
+def test_the_commit_is_the_one_when_the_store_was_opened(tmp_path):
+    code_version.cache_clear()
+    Store(tmp_path)
+    assert code_version.cache_info().currsize == 1
 
 
 def test_a_run_that_goes_on_under_other_code_names_both_commits(
@@ -872,13 +944,13 @@ def test_a_run_that_goes_on_under_other_code_names_both_commits(
 
     spec, first = few_state
     under("a").save_checkpoint(spec, "float32", first)
-    for commit in ("a", "b", "b"):
+    for commit in ("a", "b", "b", "a"):
         store = under(commit)
         state = store.load_checkpoint(spec, "float32")
         assert set(state) == set(first)
         store.save_checkpoint(spec, "float32", state)
     result = train(spec, few, device="cpu", precision="float32")
     run = store.read(store.save(result))
-    assert (run.provenance["commit"], run.provenance["commits"]) == ("b", ["a", "b"])
+    assert (run.provenance["commit"], run.provenance["commits"]) == ("a", ["a", "b", "a"])
     alone = under("c")
     assert "commits" not in alone.read(alone.save(result)).provenance

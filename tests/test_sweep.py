@@ -1,5 +1,6 @@
 """Sweeps: what is stored is not trained again, and a killed sweep goes on to the same bits."""
 
+import contextlib
 import copy
 import json
 import multiprocessing
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from lnlsr_lib import sweep
+from lnlsr_lib.protocol import make_spec
 from lnlsr_lib.store import BusyError, Store, StoreError
 from lnlsr_lib.sweep import run_all, run_one
 from lnlsr_lib.trainer import DivergedError, train
@@ -66,12 +68,45 @@ def test_a_missing_run_is_trained_stored_and_not_trained_again(store, tiny, tiny
     assert list((store.folder / ".partial").iterdir()) == []
 
 
-def test_each_precision_is_a_run_of_its_own(store, tiny, tiny_spec):
+def test_each_precision_is_a_run_of_its_own(store, tiny, tiny_spec, monkeypatch):
+    monkeypatch.setattr(sweep, "load_dataset", lambda name: tiny)
     spec = tiny_spec(epochs=1, batch_size=64)
-    for precision in ("float32", "bf16"):
-        run = run_one(spec, store, data=tiny, device="cpu", precision=precision, progress=False)
+    for precision in ("bf16", "float32"):
+        (run,) = run_all([spec], store, device="cpu", precision=precision, progress=False)
         assert run.provenance["precision"] == precision
+        assert run_one(spec, store, device="cpu", progress=False) == run  # either counts
     assert len(store.runs()) == 2
+
+
+def test_what_is_asked_for_reaches_the_trainer(store, tiny, tiny_spec, monkeypatch):
+    asked = {"device": "cpu", "precision": "bf16", "compiled": True, "details": True}
+
+    def training(spec, data, **more):
+        assert data is tiny
+        assert more.items() >= asked.items()
+        raise DivergedError("seen")
+
+    monkeypatch.setattr(sweep, "train", training)
+    with pytest.raises(DivergedError, match="seen"):
+        run_one(tiny_spec(), store, data=tiny, progress=False, **asked)
+
+
+@pytest.mark.parametrize("details", [False, True])
+def test_what_another_process_has_just_finished_is_not_trained_again(
+    store, tiny, tiny_spec, monkeypatch, details
+):
+    """But if it has no details, and they are asked for."""
+    spec, lock, trained = tiny_spec(epochs=1), store.locked, []
+
+    def lock_late(spec, precision):
+        run_one(spec, Store(store.folder), data=tiny, **QUIET)
+        return lock(spec, precision)
+
+    monkeypatch.setattr(store, "locked", lock_late)
+    monkeypatch.setattr(sweep, "train", lambda *a, **k: trained.append(a) or train(*a, **k))
+    monkeypatch.setattr(sweep, "embed", lambda features, labels: (features[:, :2].numpy(), {}))
+    run = run_one(spec, store, data=tiny, details=details, **QUIET)
+    assert (len(trained), run.details is not None) == (1 + details, details)
 
 
 def test_an_interrupted_run_goes_on_from_its_last_epoch(store, tiny, tiny_spec, monkeypatch):
@@ -99,13 +134,14 @@ def test_an_interrupted_run_goes_on_from_its_last_epoch(store, tiny, tiny_spec, 
     assert numbers(run) == numbers(train(spec, tiny, device="cpu", precision="float32"))
 
 
-def test_a_busy_run_is_left_to_the_other(store, tiny, tiny_spec):
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_busy_run_is_left_to_the_other(store, tiny, tiny_spec, precision):
     spec = tiny_spec()
     with (
-        Store(store.folder).locked(spec, "float32"),
+        Store(store.folder).locked(spec, precision),
         pytest.raises(BusyError, match=spec.id),
     ):
-        run_one(spec, store, data=tiny, **QUIET)
+        run_one(spec, store, data=tiny, **QUIET | {"precision": precision})
 
 
 def test_a_damaged_result_or_checkpoint_stops_the_sweep_and_is_named(store, tiny, tiny_spec):
@@ -152,15 +188,27 @@ def test_an_unknown_device_is_refused_though_all_is_stored(store, tiny, tiny_spe
             run_all([spec], store, device=device)
 
 
-def test_what_killed_processes_left_of_stored_runs_goes(store, tiny, tiny_spec):
-    spec = tiny_spec(epochs=1)
+def test_what_killed_processes_left_of_stored_runs_goes(store, tiny, tiny_spec, monkeypatch):
+    """Before a sweep, and while it is at other runs."""
+    spec, scratch = tiny_spec(epochs=1), store.folder / ".partial"
     run_one(spec, store, data=tiny, **QUIET)
-    for suffix in ("lock", "pt", "pt.x.tmp", "json.y.tmp"):
-        path = store.folder / ".partial" / f"{spec.id}.float32.{suffix}"
-        path.write_bytes(b"half")
-        os.utime(path, (0, 0))
-    run_all([spec], store, **QUIET)
-    assert list((store.folder / ".partial").iterdir()) == []
+
+    def killed():
+        for suffix in ("lock", "pt", "pt.x.tmp", "json.y.tmp"):
+            path = scratch / f"{spec.id}.float32.{suffix}"
+            path.write_bytes(b"half")
+            os.utime(path, (0, 0))
+
+    def training(*arguments, **more):
+        assert list(scratch.glob(f"{spec.id}*")) == []
+        killed()
+        return train(*arguments, **more)
+
+    monkeypatch.setattr(sweep, "train", training)
+    monkeypatch.setattr(sweep, "load_dataset", lambda name: tiny)
+    killed()
+    run_all([spec, tiny_spec(epochs=1, seed=2)], store, **QUIET)
+    assert list(scratch.iterdir()) == []
 
 
 def test_progress_names_the_run(store, tiny, tiny_spec, capsys):
@@ -184,6 +232,36 @@ def test_run_all_keeps_the_order_and_loads_the_data_once(store, tiny, tiny_spec,
     runs = run_all([*specs, specs[0]], store, **QUIET)
     assert [run.spec for run in runs] == [*specs, specs[0]]
     assert loads == ["digits"]
+
+
+def test_webvision_is_streamed_and_not_loaded(store, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sweep, "load_dataset", lambda name: pytest.fail("loaded"))
+    monkeypatch.setattr(sweep, "run_one", lambda *_, **more: seen.append(more["data"]))
+    run_all([make_spec("webvision", "ce")], store, **QUIET)
+    assert seen == [None]
+
+
+def test_runs_of_others_are_waited_for_when_nothing_else_is_left(
+    store, tiny, tiny_spec, monkeypatch
+):
+    theirs, mine = (tiny_spec("ce", epochs=1, seed=seed) for seed in (1, 2))
+    held, tries, sleeps = contextlib.ExitStack(), [], []
+
+    def trying(spec, *arguments, **more):
+        tries.append(spec)
+        if tries.count(theirs) == 3:
+            held.close()
+        return run_one(spec, *arguments, **more)
+
+    monkeypatch.setattr(sweep, "run_one", trying)
+    monkeypatch.setattr(sweep, "load_dataset", lambda name: tiny)
+    monkeypatch.setattr("time.sleep", sleeps.append)
+    held.enter_context(Store(store.folder).locked(theirs, "float32"))
+    runs = run_all([theirs, mine], store, **QUIET)
+    assert [run.spec for run in runs] == [theirs, mine]
+    assert tries == [theirs, mine, theirs, theirs]
+    assert sleeps == [sweep.POLL_SECONDS]
 
 
 # --- killed, ten times ---------------------------------------------------------------------------
@@ -295,11 +373,11 @@ def test_two_workers_share_the_runs_and_train_each_once(store, tiny, tiny_spec, 
 
 def test_a_run_that_diverges_does_not_keep_the_others_back(store, tiny, tiny_spec, monkeypatch):
     monkeypatch.setattr(sweep, "load_dataset", lambda name: tiny)
-    broken = tiny_spec("ce", learning_rate=1e30, clip_norm=None)
+    broken = [tiny_spec("ce", learning_rate=1e30, clip_norm=None, seed=seed) for seed in (1, 2)]
     whole = tiny_spec("ce")
-    with pytest.raises(DivergedError, match=broken.id):
-        run_all([broken, whole], store, **QUIET)
-    assert store.missing([broken, whole]) == [broken]
+    with pytest.raises(DivergedError, match=f"{broken[0].id}.*; .*{broken[1].id}"):
+        run_all([*broken, whole], store, **QUIET)
+    assert store.missing([*broken, whole]) == broken
 
 
 def stopped(spec, store, monkeypatch, epochs, **options):
@@ -315,6 +393,15 @@ def stopped(spec, store, monkeypatch, epochs, **options):
         patch.setattr(Store, "save_checkpoint", once)
         with pytest.raises(KeyboardInterrupt):
             run_one(spec, store, **options)
+
+
+def test_progress_counts_the_steps_of_every_epoch(store, small_spec, monkeypatch, capsys):
+    spec = small_spec("ce", train_size=70, batch_size=16)  # the fifth step is a short one
+    stopped(spec, store, monkeypatch, 1, **QUIET)
+    run_one(spec, store, device="cpu", precision="float32")
+    shown = capsys.readouterr().err
+    assert "| 5/10 [" in shown
+    assert "| 10/10 [" in shown
 
 
 @pytest.mark.parametrize("stored", [True, False])
@@ -348,6 +435,8 @@ def test_details_are_trained_for_where_they_are_missing(tmp_path, small_spec):
     arrays = store.details(whole)
     assert arrays["embedding"].shape == (360, 2)
     assert arrays["train_prediction"].shape == arrays["train_mean_margin"].shape == (130,)
+    for name, values in arrays.items():
+        assert values.dtype == ("uint8" if name.endswith("prediction") else "float16"), name
     right = (arrays["test_margin"] > 0).mean()
     assert 100 * right == pytest.approx(whole.final_accuracy, abs=0.3)
     assert run_one(spec, store, **where) == whole  # more than was asked for counts
