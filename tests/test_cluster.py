@@ -510,36 +510,58 @@ def busy(nodes):
     """A node that has a run, but not the head."""
     from ray._private.state import available_resources_per_node
 
-    free = available_resources_per_node()
-    return next((n for n in nodes.worker_nodes if free.get(n.node_id, {}).get("CPU", 0) < 1), None)
+    while True:  # it is known late
+        free = available_resources_per_node()
+        for node in nodes.worker_nodes:
+            if free.get(node.node_id, {"CPU": 1}).get("CPU", 0) < 1:
+                return node
+        time.sleep(0.1)
 
 
 def lose_nodes(nodes, store, specs, times, monkeypatch):
     """Sweep over ``specs``; at the checkpoints that come in, kill a node with -9, and add one."""
-    handed, epochs, killed = [], {}, []
-    call, write = cluster._Cluster.call, cluster.write_atomically
+    handed, epochs, lost = [], {}, []
+    call, write, work = cluster._Cluster.call, cluster.write_atomically, cluster._work
+    hold = store.folder.parent / "hold"  # while it is there no run gets past its next checkpoint
+    hold.touch()
+
+    def held_work(*given):
+        save = cluster._Satellite.save_checkpoint
+
+        def save_and_wait(*state):
+            save(*state)
+            while hold.exists():
+                time.sleep(0.05)
+
+        cluster._Satellite.save_checkpoint = save_and_wait
+        try:
+            return work(*given)
+        finally:
+            cluster._Satellite.save_checkpoint = save
 
     def watched_call(self, function, *given, **more):
-        handed.extend([given[0]] if function is cluster._work else [])
+        if function is work:
+            handed.append(given[0])
+            function = held_work
         return call(self, function, *given, **more)
 
     def watched_write(path, *rest):
         write(path, *rest)
         if path.suffix == ".pt":
-            epoch = epoch_of(path)
-            epochs.setdefault(path.name, []).append(epoch)
-            # what is free is known late: a node may have ended its run when it is killed
-            due = len(killed) < times or time.monotonic() > killed[-1] + 10
-            if due and len(handed) < len(specs) + times and (node := busy(nodes)):
-                nodes.remove_node(node, allow_graceful=False)
-                killed.append(time.monotonic())
+            epochs.setdefault(path.name, []).append(epoch_of(path))
+            if hold.exists():
+                nodes.remove_node(busy(nodes), allow_graceful=False)
                 add(nodes)
+                lost.append(path.name)
+                if len(lost) == times:
+                    hold.unlink()
 
     monkeypatch.setattr(cluster._Cluster, "call", watched_call)
     monkeypatch.setattr(cluster, "write_atomically", watched_write)
+    monkeypatch.setattr(cluster, "LOSSES", times + 1)
     runs = run_all(specs, store, address=nodes.address, **HERE)
-    assert len(killed) >= times
-    assert len(handed) >= len(specs) + times, "nodes were killed that were at no run"
+    assert len(lost) == times
+    assert len(handed) == len(specs) + times
     assert {run.spec for run in runs} == set(specs)
     for seen in epochs.values():
         assert seen == sorted(set(seen)), "an epoch was trained again"
