@@ -372,12 +372,15 @@ def test_two_workers_share_the_runs_and_train_each_once(store, tiny, tiny_spec, 
 
 
 def test_a_run_that_diverges_does_not_keep_the_others_back(store, tiny, tiny_spec, monkeypatch):
-    monkeypatch.setattr(sweep, "load_dataset", lambda name: tiny)
+    left = store.folder / ".partial" / "another.float32.pt.x.tmp"  # meanwhile, by a killed process
+    left.parent.mkdir(parents=True)
+    monkeypatch.setattr(sweep, "load_dataset", lambda name: left.write_bytes(b"half") and tiny)
     broken = [tiny_spec("ce", learning_rate=1e30, clip_norm=None, seed=seed) for seed in (1, 2)]
     whole = tiny_spec("ce")
     with pytest.raises(DivergedError, match=f"{broken[0].id}.*; .*{broken[1].id}"):
         run_all([*broken, whole], store, **QUIET)
     assert store.missing([*broken, whole]) == broken
+    assert not left.exists()
 
 
 def stopped(spec, store, monkeypatch, epochs, **options):
