@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", **seeds | {"help": seeds["help"].format(1)})
     add("--only", nargs="+", metavar="ID", help="these runs, of any profile and seed, alone")
     add("--device", help="cpu, cuda, cuda:1, mps (default: the fastest that is there)")
-    precisions = "default: bf16 where the device has matrix units for it, else float32"
+    precisions = "default: bf16 where the device computes it faster, else float32"
     add("--precision", choices=("auto", "float32", "bf16"), help=precisions)
     ray = shared.add_argument_group("on Ray", "many runs at once; needs lnlsr[cluster]")
     add = ray.add_argument

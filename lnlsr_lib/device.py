@@ -33,10 +33,12 @@ def resolve_device(device: str = "auto") -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> Precision:
-    """Bf16 for "auto" where the device has matrix units for it, float32 elsewhere.
+    """Bf16 for "auto" where the device computes it faster, float32 elsewhere.
 
-    Those are CUDA devices from Ampere on, and CPUs with AMX or AVX512-BF16. On other CPUs bf16 is
-    emulated, far more slowly than float32.
+    Faster on CUDA devices from Ampere on, and on CPUs with AMX or, AMD's and Cooper Lake, with
+    AVX512-BF16. Intel's cores since Sapphire Rapids have both, but a virtual machine may hide AMX,
+    and what they are then left with is slower than float32 (``benchmarks/precision.py``). On other
+    CPUs bf16 is emulated, far more slowly still.
 
     Raises:
         ValueError: neither "auto" nor "float32" nor "bf16".
@@ -48,7 +50,8 @@ def resolve_precision(precision: str, device: torch.device) -> Precision:
         fit = torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "auto" and device.type == "cpu":
         can = torch.cpu.get_capabilities()
-        fit = can.get("amx_bf16") or can.get("avx512_bf16")
+        without_amx = can.get("avx512_fp16") and "Intel" in can.get("cpu_name", "")
+        fit = can.get("amx_bf16") or (can.get("avx512_bf16") and not without_amx)
     return "bf16" if fit else "float32"
 
 

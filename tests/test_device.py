@@ -20,9 +20,21 @@ def test_auto_resolves():
         ({"avx512_f": True, "amx_bf16": False}, "float32"),
         ({"amx_bf16": True}, "bf16"),
         ({"avx512_bf16": True}, "bf16"),
+        # Sapphire Rapids whose AMX a virtual machine hides, and as it is
+        ({"avx512_bf16": True, "avx512_fp16": True, "cpu_name": "Intel Xeon"}, "float32"),
+        (
+            {
+                "amx_bf16": True,
+                "avx512_bf16": True,
+                "avx512_fp16": True,
+                "cpu_name": "Intel Xeon",
+            },
+            "bf16",
+        ),
+        ({"avx512_bf16": True, "avx512_fp16": True, "cpu_name": "AMD EPYC"}, "bf16"),
     ],
 )
-def test_auto_precision_on_a_cpu_is_bf16_only_with_matrix_units(
+def test_auto_precision_on_a_cpu_is_bf16_only_where_that_is_faster(
     monkeypatch, capabilities, expected
 ):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
