@@ -12,6 +12,7 @@ from lnlsr_lib.checks import (
     check_parameter,
     check_range,
     check_reduction,
+    check_rows,
     check_whole,
     look,
 )
@@ -43,12 +44,20 @@ def test_parameters_are_of_a_size_that_float32_can_compute_with(value):
         check_parameter("x", value)
     assert check_parameter("x", 0.0) == 0
     assert check_parameter("x", 1e-30, 0.0, open_low=True) == 1e-30
+    assert check_parameter("x", 1e30) == 1e30
+    assert check_parameter("x", -2.0) == -2  # the size counts, not the sign
+    for value, interval in ((2.0, (0.0, 1.0)), (0.0, (0.5, 1.0))):
+        with pytest.raises(ValueError, match=r"^x must be in \[0(.5)?, 1\], got"):
+            check_parameter("x", value, *interval)
+    with pytest.raises(ValueError, match=r"^x must be in \(0, inf\), got 0"):
+        check_parameter("x", 0.0, 0.0, open_low=True)
 
 
 def test_check_range_without_bounds_still_wants_a_finite_number():
     check_range("x", -1e300)
-    with pytest.raises(ValueError, match=r"x must be in .*inf, inf"):
-        check_range("x", float("nan"))
+    for value in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(ValueError, match=r"x must be in .*inf, inf"):
+            check_range("x", value)
 
 
 @pytest.mark.parametrize("value", [True, "0.5", None, [0.5], torch.tensor(0.5)])
@@ -90,6 +99,7 @@ BAD_LABELS = {
     "float": (torch.zeros(2), TypeError, "int64 class indices.*float32"),
     "bool": (torch.zeros(2, dtype=torch.bool), TypeError, r"int64 class indices.*bool"),
     "one-hot": (torch.zeros(2, 3, dtype=torch.int64), ValueError, r"\(N,\), got shape \(2, 3\)"),
+    "scalar": (torch.tensor(0), ValueError, r"\(N,\), got shape \(\)"),
     "too many": (torch.zeros(3, dtype=torch.int64), ValueError, "as many as the samples, 2, got 3"),
     "negative": (torch.tensor([0, -1]), ValueError, r"in \[0, 2\], got -1 to 0"),
     "too large": (torch.tensor([3, 1]), ValueError, r"in \[0, 2\], got 1 to 3"),
@@ -130,6 +140,46 @@ def test_noise_rate_outside_the_unit_interval_is_refused(rate):
         symmetric_transition(10, rate)
 
 
+def test_labels_of_each_place_have_the_shape_of_the_logits():
+    places = torch.zeros(2, 4, 5, dtype=torch.int64)
+    check_labels(places, 3, (2, 4, 5))
+    for shape in ((2,), (2, 5, 4), (2, 4), (2, 4, 5, 1)):
+        with pytest.raises(ValueError, match=r"labels must be \(N, 4, 5\), got shape"):
+            check_labels(torch.zeros(shape, dtype=torch.int64), 3, (2, 4, 5))
+    with pytest.raises(ValueError, match="as many as the samples, 3, got 2"):
+        check_labels(places, 3, (3, 4, 5))
+
+
+def test_labels_whose_number_is_not_known():
+    check_labels(torch.tensor([0, 2, 1]), 3)
+    with pytest.raises(ValueError, match=r"mine must be in \[0, 2\], got 0 to 3"):
+        check_labels(torch.tensor([0, 3]), 3, name="mine")
+
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("unit_logits", "rows", "message"),
+    [
+        (False, [[0.0, float("nan")], [0.0, 0.0]], "must not be NaN; 1 of 2 rows"),
+        (False, [[-INF, -INF], [0.0, 0.0]], "have a finite largest entry; 1 of 2 do not"),
+        (False, [[INF, 0.0], [-INF, 0.0]], "have a finite largest entry; 1 of 2 do not"),
+        (True, [[-INF, 0.0], [0.0, 0.0]], "be finite with unit_logits; 1 of 2 do not"),
+        (True, [[INF, 0.0], [-INF, 0.0]], "be finite with unit_logits; 2 of 2 do not"),
+    ],
+)
+def test_rows_without_a_softmax_are_counted(unit_logits, rows, message):
+    logits = torch.tensor(rows)
+    with pytest.raises(ValueError, match=message):
+        check_rows(torch.tensor(float("nan")), logits, unit_logits)
+    check_rows(torch.tensor(0.0), logits, unit_logits)  # the sum says that all is well
+
+
+def test_nan_that_is_not_the_logits_is_left_alone():
+    check_rows(torch.tensor(float("nan")), torch.tensor([[-INF, 0.0]]))
+
+
 def test_empty_labels_are_labels():
     check_labels(torch.zeros(0, dtype=torch.int64), 3, 0)
 
@@ -153,9 +203,13 @@ def test_what_numpy_has_beside_real_numbers_is_refused(value):
 def test_whole_numbers():
     assert check_whole("n", np.int32(3), 2) == 3
     assert type(check_whole("n", np.int32(3), 2)) is int
-    for value in (1, True, 2.0, "3", None):
+    assert check_whole("n", 2, 2) == 2
+    for value in (1, 2.0, "3", None):
         with pytest.raises(ValueError, match="n must be an int >= 2, got"):
             check_whole("n", value, 2)
+    for value in (True, False, np.bool_(True)):
+        with pytest.raises(ValueError, match="n must be an int >= 0, got"):
+            check_whole("n", value, 0)
 
 
 @pytest.mark.parametrize("seed", [7, np.int64(7)])
@@ -172,6 +226,14 @@ def test_a_seed_is_a_generator(seed):
 def test_other_generators_are_refused(generator):
     with pytest.raises(TypeError, match=r"generator must be a torch\.Generator of the CPU"):
         check_generator(generator)
+
+
+def test_a_generator_of_another_device_is_refused(monkeypatch):
+    class Elsewhere(torch.Generator):
+        device = torch.device("cuda")
+
+    with pytest.raises(TypeError, match=r"generator must be a torch\.Generator of the CPU"):
+        check_generator(Elsewhere())
 
 
 @pytest.mark.parametrize("reduction", [None, "batchmean", "Mean", 0])
@@ -192,3 +254,10 @@ def test_nobody_looks_where_there_are_no_values():
     with FakeTensorMode():
         seen.append(look(torch.zeros(())))
     assert seen == [None, None]
+
+
+@pytest.mark.filterwarnings(r"ignore:.torch\.jit\.trace. is:FutureWarning")
+def test_nobody_looks_while_a_graph_is_traced():
+    seen = []
+    torch.jit.trace(lambda x: seen.append(look(x)) or x + 1, torch.zeros(()))
+    assert seen[0] is None
