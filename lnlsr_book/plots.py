@@ -57,8 +57,9 @@ def curves(runs: Sequence[StoredRun]) -> pd.DataFrame:
     tables = [
         pd.DataFrame(_whose(run) | {"epoch": range(1, run.spec.epochs + 1)} | run.history)
         for run in runs
-    ]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"id": []})
+    ] or [pd.DataFrame({"id": []})]
+    # On clean labels nothing is memorised: None becomes NaN.
+    return pd.concat(tables, ignore_index=True).infer_objects()
 
 
 def finals(runs: Sequence[StoredRun]) -> pd.DataFrame:
@@ -273,5 +274,6 @@ def save_figure(figure: Figure, table: pd.DataFrame, name: str, folder: Path, pr
         look: dict[str, Any] = {"bbox_inches": "tight", "dpi": 130, "metadata": {undated: None}}
         figure.savefig(content, format=ending, **look)
         write_atomically(stem.with_name(f"{stem.name}.{ending}"), content.getvalue())
-    write_atomically(stem.with_name(f"{stem.name}.csv"), table.to_csv(index=False).encode())
+    numbers = table.to_csv(index=False, float_format="%.6g")  # more digits are float32's noise
+    write_atomically(stem.with_name(f"{stem.name}.csv"), numbers.encode())
     return stem

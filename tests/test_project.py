@@ -268,7 +268,9 @@ def test_a_committed_figures_data_are_those_of_the_committed_runs(path):
     runs = {(run.spec.id, run.provenance["precision"]): run for run in committed().runs()}
     shown = table[["id", "precision"]].drop_duplicates().itertuples(index=False, name=None)
     data = curves if "epoch" in table else finals  # of a figure; of a table
-    assert path.read_text() == data([runs[key] for key in shown]).to_csv(index=False)
+    assert path.read_text() == data([runs[key] for key in shown]).to_csv(
+        index=False, float_format="%.6g"
+    )
     assert ("epoch" in table) != path.stem.startswith("table")
 
 
