@@ -33,6 +33,23 @@ def test_a_tally_counts_by_hand():
     assert (figures["train_loss"], figures["clipped"]) == (1.0, 0.0)
 
 
+def test_steps_add_up_by_their_samples():
+    tally = Tally(6, torch.device("cpu"))
+    labels, truth = torch.tensor([0, 0, 0, 0, 1]), torch.tensor([1, 1, 1, 1, 1])
+    batch = Batch(torch.empty(5), labels, truth, torch.tensor([4, 0, 5, 2, 1]))
+    tally.add(batch, [logits_of([0, 1, 1, 2, 1])], torch.tensor(1.0), [torch.tensor(True)])
+    one = Batch(torch.empty(1), torch.tensor([2]), torch.tensor([2]), torch.tensor([3]))
+    tally.add(one, [logits_of([0])], torch.tensor(4.0), [torch.tensor(False)])
+    assert tally.figures() == {
+        "train_loss": 1.5,  # (5 x 1 + 1 x 4) / 6
+        "clipped": 0.5,
+        "memorised": 0.25,  # of four wrong labels one is predicted as given,
+        "corrected": 0.5,  # two as they truly are, and one as neither
+        "fitted": 0.5,
+    }
+    assert tally.margins.tolist() == [-5, 5, -5, -5, 5, -5]
+
+
 def test_two_networks_count_by_half():
     tally = Tally(2, torch.device("cpu"))
     labels = torch.tensor([0, 1])
@@ -55,6 +72,7 @@ def test_accuracy_figures_of_a_lost_class():
     assert figures["lowest_recall"] == 0
     assert figures["classes_predicted"] == 2
     assert figures["sparse_rate"] == pytest.approx(1)
+    assert figures["zero_rate"] == pytest.approx(2 / 3)
     never_right = accuracy_figures(logits_of([0, 1, 1]), torch.tensor([0, 2, 2]))
     assert never_right["classes_predicted"] == 2
 
@@ -62,3 +80,7 @@ def test_accuracy_figures_of_a_lost_class():
 def test_a_class_without_test_samples_has_no_recall():
     figures = accuracy_figures(logits_of([0, 1]), torch.tensor([0, 1]))
     assert figures["lowest_recall"] == 100
+    figures = accuracy_figures(logits_of([0, 0, 1, 2]), torch.tensor([0, 0, 0, 1]))
+    assert figures["lowest_recall"] == 0
+    figures = accuracy_figures(logits_of([0, 0, 1, 1, 2]), torch.tensor([0, 0, 0, 1, 1]))
+    assert figures["lowest_recall"] == 50
