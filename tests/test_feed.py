@@ -1,13 +1,15 @@
 """From a spec and its data set to given labels and batches."""
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 import torch
+from torchvision.transforms import v2
 
 from lnlsr_lib import feed
 from lnlsr_lib.augment import Augmentation, Draws
-from lnlsr_lib.feed import Resident, averaged_down, given_labels, open_source, selection
+from lnlsr_lib.feed import Pixels, Resident, averaged_down, given_labels, open_source, selection
 from lnlsr_lib.noise import noisy_labels, realised_transition
 from lnlsr_lib.protocol import make_spec
 
@@ -96,6 +98,40 @@ def test_batches_are_augmented_each_epoch_anew(few, small_spec):
     assert torch.equal(first, few.train_images[index])
 
 
+@pytest.mark.parametrize(("samples", "sizes"), [(129, [128]), (130, [128, 2]), (128, [128])])
+def test_a_last_batch_of_one_image_is_left_out(few, small_spec, samples, sizes):
+    parts = {name: getattr(few, name)[:samples] for name in ("train_images", "train_labels")}
+    source = Resident(small_spec("ce"), replace(few, **parts), torch.device("cpu"))
+    assert [len(batch.labels) for batch in source.batches(0)] == sizes
+
+
+def test_images_are_tested_whole_and_in_order(few, small_spec, monkeypatch):
+    monkeypatch.setattr(feed, "EVAL_BATCH", 50)
+    source = Resident(small_spec("ce"), few, torch.device("cpu"))
+    images, labels = zip(*source.test_batches(), strict=True)
+    assert [len(part) for part in labels] == [50, 10]
+    assert torch.equal(torch.cat(images), few.test_images)
+    assert torch.equal(torch.cat(labels), few.test_labels)
+    images, labels = zip(*source.train_batches(), strict=True)
+    assert torch.equal(torch.cat(images), few.train_images)
+    assert torch.equal(torch.cat(labels), shown(source.spec, few))
+
+
+def test_the_share_of_wrong_labels_is_of_the_images_used(digits, small_spec):
+    source = Resident(small_spec("ce", train_size=100), digits, torch.device("cpu"))
+    assert source.wrong == (source.labels != source.truth).double().mean() > 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_are_scaled_and_normalised_as_torchvision_does_it(channels):
+    mean, std = [0.1, 0.4, 0.5][:channels], [0.3, 0.2, 0.25][:channels]
+    images = torch.randint(256, (4, channels, 5, 6), dtype=torch.uint8)
+    expected = v2.functional.normalize(v2.functional.to_dtype(images, scale=True), mean, std)
+    pixels = Pixels(mean, std, torch.device("cpu"))(images)
+    torch.testing.assert_close(pixels, expected)
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_other_data_than_the_specs_are_refused(few):
     with pytest.raises(ValueError, match="asks for mnist, but the data are digits"):
         open_source(make_spec("mnist", "ce", 0.4), few, torch.device("cpu"))
@@ -110,6 +146,8 @@ def test_images_are_averaged_in_whole_blocks():
     blocks = images[0, 0].double().view(2, 2, 2, 2).mean(dim=(1, 3)).round()
     assert torch.equal(small[0, 0].double(), blocks)
     assert averaged_down(images, None) is images
+    many = torch.randint(256, (2001, 1, 4, 4), dtype=torch.uint8)
+    assert torch.equal(averaged_down(many, 4), many)
     with pytest.raises(ValueError, match="images of 4 pixels cannot be averaged to 3"):
         averaged_down(images, 3)
 
