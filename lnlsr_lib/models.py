@@ -224,17 +224,19 @@ def build_model(name: str, num_classes: int, seed: int, side: int | None = None)
         name: one of ``MODELS``.
         num_classes: K >= 2.
         seed: in [0, 2^63).
-        side: of the images, in pixels, a multiple of 8; None for what the network is made for.
+        side: of the images, in pixels, a multiple of 8, or of 4 for CNN-4, which halves them
+            twice; None for what the network is made for.
 
     Raises:
-        ValueError: an unknown name, K < 2, or a side that is no multiple of 8.
+        ValueError: an unknown name, K < 2, or a side that is no such multiple.
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; there are: {', '.join(MODELS)}")
     if num_classes < 2:
         raise ValueError(f"num_classes must be >= 2, got {num_classes}")
-    if side is not None and (side < 8 or side % 8):
-        raise ValueError(f"side must be a multiple of 8, got {side}")
+    unit = 4 if name == "cnn4" else 8
+    if side is not None and (side < unit or side % unit):
+        raise ValueError(f"side must be a multiple of {unit}, got {side}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MODELS[name](num_classes) if side is None else MODELS[name](num_classes, side)

@@ -245,3 +245,31 @@ def test_unknown_model_and_too_few_classes_are_refused():
         build_model("vgg", 10, seed=0)
     with pytest.raises(ValueError, match="num_classes must be >= 2, got 1"):
         build_model("cnn4", 1, seed=0)
+
+
+@pytest.mark.parametrize(("name", "channels"), [("cnn4", 1), ("cnn8", 3), ("resnet34", 3)])
+@pytest.mark.parametrize("side", [4, 8, 16, 24, 28])
+def test_networks_for_other_sides(name, channels, side):
+    if name != "cnn4" and side % 8:
+        return
+    model = build_model(name, 10, seed=0, side=side).eval()
+    with torch.no_grad():
+        assert model(torch.zeros(2, channels, side, side)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "side"),
+    [("cnn4", 4, 0), ("cnn4", 4, 30), ("cnn8", 8, -8), ("cnn8", 8, 28), ("resnet34", 8, 4)],
+)
+def test_sides_that_cannot_be_halved_so_often_are_refused(name, unit, side):
+    with pytest.raises(ValueError, match=f"side must be a multiple of {unit}, got {side}"):
+        build_model(name, 10, seed=0, side=side)
+
+
+def test_norm_pool_is_in_use_where_it_is_faster():
+    norm = uneven_norm(4, torch.float32)
+    x = draw((4, 4, 4, 4), torch.float32)
+    assert "NormPool" in norm_pool(x, norm).grad_fn.name()
+    assert norm.num_batches_tracked == 1
+    assert "NormPool" not in norm_pool(x, norm.eval()).grad_fn.name()
+    assert "NormPool" not in norm_pool(x.to("meta"), norm.train().to("meta")).grad_fn.name()
