@@ -228,7 +228,7 @@ def test_other_generators_are_refused(generator):
         check_generator(generator)
 
 
-def test_a_generator_of_another_device_is_refused(monkeypatch):
+def test_a_generator_of_another_device_is_refused():
     class Elsewhere(torch.Generator):
         device = torch.device("cuda")
 
