@@ -15,14 +15,12 @@ import time
 from functools import partial
 from itertools import pairwise
 
-import pandas as pd
 import torch
-from report import commit
+from report import write_rows
 from tqdm import tqdm
 from tried import Action, training_step
 
 from lnlsr_lib.device import device_name, keep_freed_memory, resolve_device, resolve_precision
-from lnlsr_lib.store import results_folder, write_atomically
 
 WARM_UP, ROUNDS = 3, 25
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -66,17 +64,9 @@ def main() -> None:
                 "float32_ms": round(statistics.median(float32), 2),
                 "bf16_ms": round(statistics.median(bf16), 2),
                 "speedup": round(statistics.median(map(float.__truediv__, float32, bf16)), 2),
-                "torch": torch.__version__,
-                "commit": commit(),
             }
         )
-    path = results_folder() / "benchmarks" / "precision.csv"
-    table, keys = pd.DataFrame(rows), ["device", "instructions", "threads", "case"]
-    if path.exists():
-        table = pd.concat([pd.read_csv(path), table]).drop_duplicates(keys, keep="last")
-    write_atomically(path, table.sort_values(keys[:3], kind="stable").to_csv(index=False).encode())
-    print(table.to_string(index=False))
-    print(path)
+    write_rows("precision", rows, keys=("device", "instructions", "threads", "case"))
 
 
 if __name__ == "__main__":

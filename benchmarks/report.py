@@ -35,10 +35,15 @@ def commit() -> str:
     return (code_version()["commit"] or "no commit")[:8] + "+" * bool(code_version()["modified"])
 
 
-def write_rows(name: str, rows: list[dict[str, object]]) -> None:
-    """Store the rows, with the code's commit and PyTorch's version in each, and print them."""
+def write_rows(name: str, rows: list[dict[str, object]], keys: tuple[str, ...] = ()) -> None:
+    """Store the rows, with the code's commit and PyTorch's version in each, and print them.
+
+    With ``keys`` they take the place of those with the same values there, and the others stay.
+    """
     table = pd.DataFrame([row | {"torch": torch.__version__, "commit": commit()} for row in rows])
     path = results_folder() / "benchmarks" / f"{name}.csv"
+    if keys and path.exists():
+        table = pd.concat([pd.read_csv(path), table]).drop_duplicates(list(keys), keep="last")
     write_atomically(path, table.to_csv(index=False).encode())
     print(table.T.to_string())
     print(path)

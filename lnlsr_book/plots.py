@@ -274,6 +274,6 @@ def save_figure(figure: Figure, table: pd.DataFrame, name: str, folder: Path, pr
         look: dict[str, Any] = {"bbox_inches": "tight", "dpi": 130, "metadata": {undated: None}}
         figure.savefig(content, format=ending, **look)
         write_atomically(stem.with_name(f"{stem.name}.{ending}"), content.getvalue())
-    numbers = table.to_csv(index=False, float_format="%.6g")  # more digits are float32's noise
+    numbers = table.to_csv(index=False, float_format="%.6g")  # no figure shows more
     write_atomically(stem.with_name(f"{stem.name}.csv"), numbers.encode())
     return stem

@@ -35,10 +35,10 @@ def resolve_device(device: str = "auto") -> torch.device:
 def resolve_precision(precision: str, device: torch.device) -> Precision:
     """Bf16 for "auto" where the device computes it faster, float32 elsewhere.
 
-    Faster on CUDA devices from Ampere on, and on CPUs with AMX or, AMD's and Cooper Lake, with
-    AVX512-BF16. Intel's cores since Sapphire Rapids have both, but a virtual machine may hide AMX,
-    and what they are then left with is slower than float32 (``benchmarks/precision.py``). On other
-    CPUs bf16 is emulated, far more slowly still.
+    That is on CUDA devices from Ampere on, and on CPUs with AMX or with AVX512-BF16. Intel's cores
+    since Sapphire Rapids have both, but a virtual machine may hide AMX, and what they are then left
+    with is slower than float32, as ``benchmarks/precision.py`` measures. On other CPUs bf16 is
+    emulated, and slower as well.
 
     Raises:
         ValueError: neither "auto" nor "float32" nor "bf16".
