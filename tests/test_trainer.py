@@ -499,6 +499,19 @@ def test_bf16_runs_and_stays_near_float32(few, small_spec):
     )
 
 
+def test_in_bf16_the_loss_is_still_given_float32(few, small_spec, monkeypatch):
+    seen = []
+
+    class Seeing(nn.CrossEntropyLoss):
+        def forward(self, logits, labels):
+            seen.append(logits.dtype)
+            return super().forward(logits, labels)
+
+    monkeypatch.setattr(objective, "build_criterion", lambda spec, reduction: Seeing())
+    train(small_spec("ce", epochs=1), few, device="cpu", precision="bf16")
+    assert seen == [torch.float32] * 2
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 
@@ -557,6 +570,14 @@ def test_the_state_of_other_data_is_refused(few, small_spec):
         (
             lambda state: state["history"].update(zero_rate=[1.5]),
             r"(?s)zero_rate.*less than or equal to 1",
+        ),
+        (
+            lambda state: state["history"].update(memorised=[-0.5]),
+            r"(?s)memorised.*greater than or equal to 0",
+        ),
+        (
+            lambda state: state["history"].update(lowest_recall=[-1.0]),
+            r"(?s)lowest_recall.*greater than or equal to 0",
         ),
         (lambda state: state["scheduler"].update(last_epoch=2), "not that of epoch 1"),
         (lambda state: state["confusion"].pop(), "confusion is not K rows of K counts"),
