@@ -196,7 +196,7 @@ def check_place(logits: Tensor, labels: Any) -> None:
         raise ValueError(f"labels must be on the logits' {logits.device}, and are on {device}")
 
 
-def warn_of_softmax(logits: Tensor) -> None:
+def warn_of_softmax(logits: Tensor, stacklevel: int = 5) -> None:
     """Warn if ``logits`` are what a softmax gives: in every row none negative, and the sum 1."""
     if torch.compiler.is_compiling() or len(logits) < 2:
         return
@@ -205,7 +205,7 @@ def warn_of_softmax(logits: Tensor) -> None:
         warnings.warn(
             "logits look like the output of a softmax: none is negative, and every row sums to 1. "
             "Give the network's outputs as they are, without a softmax",
-            stacklevel=5,
+            stacklevel=stacklevel,
         )
 
 
@@ -218,7 +218,7 @@ def kept_rows(labels: Tensor, ignore_index: int | None) -> Tensor | None:
         nearest = look(labels.min() if below else labels.max())
         if nearest is not None and (nearest > ignore_index if below else nearest < ignore_index):
             return None
-    return labels != ignore_index
+    return labels.long() != ignore_index  # a byte of 156 is -100
 
 
 def check_reduction(reduction: Any) -> str:

@@ -133,7 +133,9 @@ def critical_weight(loss: nn.Module, num_classes: int, p: float) -> float:
         raise TypeError(f"loss must be the module that SR is put around, got {type(loss).__name__}")
     if p == 1:
         return math.inf
-    with torch.inference_mode(False), torch.enable_grad():
+    # hooks of the caller's, such as activation checkpointing's, shall not see what is saved here
+    own = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    with torch.inference_mode(False), torch.enable_grad(), own:
         exact: Any = copy.deepcopy(loss).to("cpu", torch.float64)
         if hasattr(exact, "ignore_index"):
             exact.ignore_index = -100  # every class counts
@@ -240,14 +242,15 @@ class SparseRegularization(nn.Module):
             raise TypeError(f"unit_logits must be a bool, got {unit_logits!r}")
         check_reduction(getattr(loss, "reduction", "mean"))
         whole = isinstance(every, (int, np.integer, Fraction)) and not isinstance(every, bool)
-        if not whole or every <= 0:
+        # a Fraction of a float has 2^55ths, too many for compiled code's whole numbers
+        if not whole or (exact := Fraction(every).limit_denominator(10**6)) <= 0:
             raise ValueError(f"every must be an int or Fraction > 0, in epochs, got {every!r}")
         self.loss = loss
         self.temperature = temperature
         self.p = check_parameter("p", p, 0.0, 1.0, open_low=True)
         self.initial_weight = check_parameter("weight (lambda)", weight, 0.0)
         self.growth = check_parameter("growth", growth, 0.0, open_low=True)
-        self.every = Fraction(every)
+        self.every = exact
         self.unit_logits = unit_logits
         self.warmup = check_whole("warmup", warmup, 0)
         # batches seen, and since step(); steps after a single batch; checks in a row that found the
@@ -339,8 +342,9 @@ class SparseRegularization(nn.Module):
         self.epochs_done += 1
         seen, since, before, collapsed = self._counts
         self._counts = [seen, 0, single := before + 1 if since == 1 else 0, collapsed]
-        if single == 100 and self.growth != 1:
-            warnings.warn(f"step() came after each of the last 100 batches; {ONCE}", stacklevel=2)
+        if single == 100 and (self.growth != 1 or self.warmup):
+            message = f"step() came after each of the last 100 batches; {ONCE}"
+            warnings.warn(f"{message}, and all is well if that is one batch", stacklevel=2)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """As of any module; before version 2 the epochs were the extra state, a Python int."""
@@ -356,6 +360,8 @@ class SparseRegularization(nn.Module):
         weight, warming = self._state(logits.device)
         if warming is True:
             plain: Tensor = self.loss(logits, labels, *more)
+            if not torch.compiler.is_compiling():
+                self._watch(logits, logits, labels, more, None)
             return plain
         z = _sharpen(logits, self.temperature, self.unit_logits)  # (N, K)
         # lp_norm, of what is no larger than 1
@@ -369,44 +375,52 @@ class SparseRegularization(nn.Module):
         except ValueError:  # it saw what we made of the logits; say what was wrong with these
             check_rows(norm.sum(), logits, self.unit_logits)
             raise
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"loss must give a torch.Tensor, got {type(loss).__name__}")
         # a loss that does not say is taken as it comes
         reduction = getattr(wrapped, "reduction", "none" if loss.ndim else "mean")
         kept = kept_rows(labels, getattr(wrapped, "ignore_index", self._ignored))
         norm = reduce_rows(norm, reduction, kept)
+        if loss.shape != norm.shape and loss.numel() * norm.numel() != 1:
+            wanted = f"shape {tuple(norm.shape)}" + ", or be one number" * bool(norm.ndim)
+            raise ValueError(f"loss must have {wanted}, got shape {tuple(loss.shape)}")
         if not torch.compiler.is_compiling():
             check_rows(norm.sum() if norm.ndim else norm, logits, self.unit_logits)
-            counts = self._counts
-            counts[0] += 1
-            counts[1] += 1
-            if counts[0] == 1:
-                warn_of_softmax(logits)
-            if not counts[0] & (counts[0] - 1):  # the first batch, the 2nd, the 4th, 8th, ...
-                self._watch(z.detach(), labels, more, kept)
+            self._watch(z, logits, labels, more, kept)
         if isinstance(weight, Tensor):  # a float, too, is rounded to the tensor it multiplies
             return loss + weight.to(norm.dtype) * norm
         return torch.add(loss, norm, alpha=weight)  # faster than a product and a sum
 
     def _watch(
-        self, z: Tensor, labels: Tensor, more: tuple[Tensor, ...], kept: Tensor | None
+        self, z: Tensor, logits: Tensor, labels: Tensor, more: tuple[Tensor, ...], kept: Any
     ) -> None:
-        """Say once what cannot work."""
-        seen, rows = self._counts[0], labels.flatten()
-        if seen == 1 and not more and not labels.is_floating_point():
-            with torch.random.fork_rng([z.device] if z.is_cuda else []):  # a loss may draw
-                self._first_look(z, labels)
-        if seen < FIRST_CHECK or not self.training or not self.initial_weight:
+        """Count a batch, and say once what cannot work."""
+        counts = self._counts
+        counts[0] += 1
+        counts[1] += 1
+        if (seen := counts[0]) & (seen - 1):  # not the first batch, the 2nd, the 4th, 8th, ...
+            return
+        z = z.detach()
+        if seen == 1:
+            warn_of_softmax(logits, stacklevel=6)
+            if not more:
+                with torch.random.fork_rng([z.device] if z.is_cuda else []):  # a loss may draw
+                    self._first_look(z, labels)
+        if seen < FIRST_CHECK or not self.training:
             return
         predicted = z.argmax(dim=1).flatten()
-        if look(predicted.sum()) is None:
+        if look(predicted.sum()) is None or not self.weight:
             return
+        soft = labels.is_floating_point() and labels.ndim > 1
+        rows = (labels.argmax(dim=1) if soft else labels).flatten()
         if kept is not None:
             rows, predicted = rows[kept.flatten()], predicted[kept.flatten()]
         if len(rows) < 16:
             return
         collapsed = look((predicted == predicted[0]).all()) and look((rows != rows[0]).any())
-        self._counts[3] = self._counts[3] + 1 if collapsed else 0
-        if self._counts[3] == 2:
-            self._counts[0] = -(2**62)  # once
+        counts[3] = counts[3] + 1 if collapsed else 0
+        if counts[3] == 2:
+            counts[0] = -(2**62)  # once
             message = "SR has collapsed: all outputs of a training batch predict the same class"
             warnings.warn(f"{message}; critical_weight says what weight is safe", stacklevel=5)
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
+from lnlsr_lib import checks
 from lnlsr_lib.checks import (
     check_generator,
     check_labels,
@@ -14,6 +15,7 @@ from lnlsr_lib.checks import (
     check_reduction,
     check_rows,
     check_whole,
+    kept_rows,
     look,
 )
 from lnlsr_lib.losses import build_loss
@@ -244,6 +246,14 @@ def test_other_reductions_are_refused(reduction):
     loss.reduction = reduction
     with pytest.raises(ValueError, match="reduction must be one of mean, sum, none, got"):
         loss(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+
+
+def test_a_byte_that_wraps_to_ignore_index_is_kept(monkeypatch):
+    labels = torch.tensor([156, 3, 255], dtype=torch.uint8)
+    assert kept_rows(labels, -100) is None
+    monkeypatch.setattr(checks, "look", lambda tensor: None)  # as on a GPU
+    assert kept_rows(labels, -100).tolist() == [True, True, True]
+    assert kept_rows(labels, 255).tolist() == [True, True, False]
 
 
 def test_nobody_looks_where_there_are_no_values():

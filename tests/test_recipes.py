@@ -12,8 +12,8 @@ from snippets import ROOT, blocks
 
 FRAMEWORKS = blocks("book/frameworks.md")
 # What each script needs besides PyTorch, and how many epochs its criterion has counted at its end:
-# the Trainer's callback counts when an epoch starts.
-RECIPES = {"amp": (None, 3), "ddp": (None, 3), "lightning": ("lightning", 3)}
+# those of the Trainer and of Lightning count when an epoch starts.
+RECIPES = {"amp": (None, 3), "ddp": (None, 3), "lightning": ("lightning", 2)}
 RECIPES |= {"trainer": ("transformers", 2), "accelerate": ("accelerate", 3)}
 CHECK = """
 assert epochs == 3, epochs

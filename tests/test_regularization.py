@@ -324,6 +324,18 @@ def test_stretched_lambda_is_exact_where_floats_are_not():
     assert criterion.weight == 32.0
 
 
+def test_a_step_that_was_a_float_is_the_fraction_that_it_meant():
+    criterion = SparseRegularization(nn.CrossEntropyLoss(), growth=1.001, every=Fraction(0.1))
+    assert criterion.every == Fraction(1, 10)
+    criterion.epochs_done.fill_(300)
+    known, traced = criterion.weight, torch.compile(criterion, backend="eager")
+    logits, labels = draw()
+    torch.testing.assert_close(traced(logits, labels), criterion(logits, labels))
+    assert known == pytest.approx(1.2 * 1.001**3000)
+    with pytest.raises(ValueError, match="every must be an int or Fraction > 0"):
+        SparseRegularization(nn.CrossEntropyLoss(), every=Fraction(1, 10**9))
+
+
 def test_state_dict_carries_the_epochs_done():
     def fresh():
         return nn.ModuleDict(
@@ -628,6 +640,13 @@ def test_a_step_after_every_batch_is_warned_of_and_its_overflow_named():
                 criterion.step()
         else:
             criterion.step()
+    warming = SparseRegularization(nn.CrossEntropyLoss(), warmup=300)  # over after 300 batches
+    for _ in range(99):
+        warming(logits, labels)
+        warming.step()
+    warming(logits, labels)
+    with pytest.warns(UserWarning, match="after each of the last 100 batches"):
+        warming.step()
     criterion.epochs_done.fill_(24013)
     with pytest.raises(OverflowError, match=r"24013 calls of step\(\): it is called once an epoch"):
         criterion(logits, labels)
@@ -811,6 +830,39 @@ class TestWarnings:
         with pytest.warns(UserWarning, match="SR has collapsed"):
             criterion(outputs, labels)
 
+    def test_a_collapse_is_told_of_labels_that_are_probabilities(self):
+        outputs = torch.zeros(64, 10)
+        outputs[:, 3] = 9.0
+        few = SparseRegularization(nn.CrossEntropyLoss())
+        one = SparseRegularization(nn.CrossEntropyLoss())
+        several = SparseRegularization(nn.CrossEntropyLoss())
+        for batch in range(1, 65):
+            few(outputs[:2], torch.eye(10)[:2])
+            one(outputs, torch.eye(10)[3].expand(64, 10))  # of this class they all are
+            if batch == 64:
+                with pytest.warns(UserWarning, match="SR has collapsed"):
+                    several(outputs, torch.eye(10)[torch.arange(64) % 10])
+            else:
+                several(outputs, torch.eye(10)[torch.arange(64) % 10])
+
+    def test_a_warm_up_is_not_srs_collapse(self):
+        _, labels = draw(n=64)
+        outputs = torch.zeros(64, 10)
+        outputs[:, 3] = 9.0
+        criterion = SparseRegularization(nn.CrossEntropyLoss(), warmup=1)
+        for _ in range(300):
+            criterion(outputs, labels)
+
+    @pytest.mark.parametrize("warmup", [0, 5])
+    def test_a_weight_far_above_the_critical_one_of_any_labels_in_any_epoch(self, warmup):
+        logits, labels = draw()
+        soft = torch.eye(10, dtype=torch.float64)[labels]
+        for target in (labels, soft):
+            criterion = SparseRegularization(nn.CrossEntropyLoss(), weight=50.0, warmup=warmup)
+            with pytest.warns(UserWarning, match="far above critical_weight") as seen:
+                criterion(logits, target)
+            assert seen[0].filename == __file__
+
     @pytest.mark.parametrize("device", ["cpu", "meta"])
     def test_a_weight_far_above_the_critical_one_on_any_device(self, device):
         logits, labels = (tensor.to(device) for tensor in draw())
@@ -941,6 +993,47 @@ def test_a_sum_that_does_not_say_so_is_refused():
     criterion = SparseRegularization(Mine(lambda self, z, y: self.inner(z, y) * len(y)))
     with pytest.raises(ValueError, match="loss is no mean over the batch"):
         criterion(*draw(n=20))
+    criterion = SparseRegularization(criterion.loss, warmup=5)  # nor in the fifth epoch
+    with pytest.raises(ValueError, match="loss is no mean over the batch"):
+        criterion(*draw(n=20))
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        (lambda each: each[:, None], ValueError, r"\(12,\), or be one number, got .* \(12, 1\)"),
+        (
+            lambda each: each.mean()[None],
+            ValueError,
+            r"\(12,\), or be one number, got .* \(1,\)",
+        ),
+        (lambda each: each[:4], ValueError, r"\(12,\), or be one number, got .* \(4,\)"),
+        (lambda each: (each.mean(), each), TypeError, "loss must give a torch.Tensor, got tuple"),
+    ],
+)
+def test_a_loss_of_another_shape_is_refused(function, error, message):
+    with pytest.raises(error, match=message):
+        SparseRegularization(Own(function))(*draw())
+    if error is ValueError:
+        wide = Own(function)
+        wide.reduction = "none"
+        with pytest.raises(error, match="loss must have shape"):
+            SparseRegularization(wide)(*draw())
+
+
+@pytest.mark.parametrize("base", ["ce", "gce"])
+def test_the_first_look_goes_with_activation_checkpointing(base):
+    """Which counts what is saved for the backward pass, and the second call saves no more."""
+    logits, labels = draw()
+    head = nn.Linear(10, 10).double()
+    wanted = torch.autograd.grad(
+        SparseRegularization(build_loss(base))(head(logits), labels), head.weight
+    )[0]
+    criterion = SparseRegularization(build_loss(base))
+    torch.utils.checkpoint.checkpoint(
+        lambda z: criterion(head(z), labels), logits, use_reentrant=False
+    ).backward()
+    torch.testing.assert_close(head.weight.grad, wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
