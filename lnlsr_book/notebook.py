@@ -19,10 +19,11 @@ from lnlsr_book import plots, report
 from lnlsr_book.report import Cell, Claim, Html, Sign
 from lnlsr_lib.cost import duration, estimate
 from lnlsr_lib.data import DataError, load_dataset
+from lnlsr_lib.device import resolve_device, resolve_precision
 from lnlsr_lib.experiments import COMPARED, EXPERIMENTS, experiment_specs, read_seeds
 from lnlsr_lib.protocol import PROFILES, Profile, method_name
 from lnlsr_lib.spec import RunSpec
-from lnlsr_lib.store import PRECISIONS, Store, StoredRun
+from lnlsr_lib.store import Store, StoredRun
 from lnlsr_lib.sweep import run_all
 
 __all__ = ["Gain", "Page", "check_parameters", "footer", "open_page"]
@@ -456,14 +457,14 @@ def open_page(name: str, namespace: Mapping[str, Any]) -> Page:
     """
     given = check_parameters(namespace)
     seeds, device, precision = read_seeds(given["seeds"]), given["device"], given["precision"]
+    resolve_precision(precision, resolve_device(device))  # or one of them is unknown
     wanted, store = given["profile"], Store()
     experiment_specs(name)  # or it is unknown
     if wanted not in ("auto", *PROFILES):
         raise ValueError(f"profile must be auto, {', '.join(PROFILES)}, got {wanted!r}")
 
     def stored() -> list[StoredRun]:
-        kinds = PRECISIONS if precision == "auto" else [precision]
-        return [run for run in store.runs() if run.provenance["precision"] in kinds]
+        return [r for r in store.runs() if precision in ("auto", r.provenance["precision"])]
 
     def cells(*profiles: Profile) -> list[Cell]:
         return report.cells_of(name, runs, profiles)

@@ -273,7 +273,7 @@ def save_figure(figure: Figure, table: pd.DataFrame, name: str, folder: Path, pr
         content = io.BytesIO()
         look: dict[str, Any] = {"bbox_inches": "tight", "dpi": 130, "metadata": {undated: None}}
         figure.savefig(content, format=ending, **look)
-        write_atomically(stem.with_name(f"{stem.name}.{ending}"), content.getvalue())
+        write_atomically(Path(f"{stem}.{ending}"), content.getvalue(), folder / ".partial")
     numbers = table.to_csv(index=False, float_format="%.6g")  # no figure shows more
-    write_atomically(stem.with_name(f"{stem.name}.csv"), numbers.encode())
+    write_atomically(Path(f"{stem}.csv"), numbers.encode(), folder / ".partial")
     return stem

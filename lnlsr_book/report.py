@@ -528,11 +528,10 @@ def badge(runs: Sequence[StoredRun]) -> Html:
         return Html("")
     facts = [run.spec.model_dump() | run.provenance for run in runs]
     times: dict[str, list[float]] = {}
-    for fact in facts:
-        made = fact.get("commits", [fact["commit"]])  # of a run that went on with other code, both
-        fact["commit"] = " to ".join(f"{one}"[:8] for one in made) + "+" * bool(fact["modified"])
-        place = f"{fact['device']}, {fact['threads']} thread{'s' * (fact['threads'] > 1)}"
-        times.setdefault(place, []).append(fact["seconds"])
+    for run, fact in zip(runs, facts, strict=True):
+        changed = "+" * bool(fact["modified"])
+        fact["commit"] = " to ".join(f"{one}"[:8] for one in run.commits) + changed
+        times.setdefault(" and ".join(run.places), []).append(fact["seconds"])
     same = set.intersection(*map(set, facts))
     each = {name: _html(", ".join(sorted({str(f[name]) for f in facts}))) for name in same}
     took = [

@@ -11,6 +11,8 @@ def main() -> int:
     """Hand over to :func:`lnlsr_lib.cli.main`, which needs the extra ``train``; the exit status."""
     try:
         from lnlsr_lib import cli
+    except KeyboardInterrupt:  # its imports take seconds
+        return 128 + 2
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "lnlsr_lib":
             raise

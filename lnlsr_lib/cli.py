@@ -175,14 +175,17 @@ def _again(stored: StoredRun, store: Store, options: dict[str, Any]) -> bool:
         for name in sorted(stored.history.keys() - {"seconds"}):
             now, then = new.history[name][epoch], stored.history[name][epoch]
             if now != then:
-                made = [f"{r.provenance['device']}, {r.provenance['torch']}" for r in (new, stored)]
                 at = f"{spec.id}  differs from epoch {epoch + 1} on: {name} is"
-                print(f"{at} {now} (device, torch: {made[0]}), stored {then} ({made[1]})")
+                print(f"{at} {now} ({_made(new)}), stored {then} ({_made(stored)})")
                 return True
-    commits = new.provenance.get("commits", [])  # of a run that was stopped, if it has several
-    made_at = f", made at {' and '.join(str(commit)[:8] for commit in commits)}" * bool(commits)
+    made_at = f", made at {' and '.join(str(commit)[:8] for commit in new.commits)}"
+    made_at *= len(new.commits) > 1
     print(f"{spec.id}  same history, all {spec.epochs} epochs{made_at}")
     return False
+
+
+def _made(run: StoredRun) -> str:
+    return f"{' and '.join(run.places)}; torch {run.provenance['torch']}"
 
 
 def _estimate(args: argparse.Namespace, store: Store) -> None:
@@ -218,7 +221,7 @@ def _status(args: argparse.Namespace, store: Store) -> None:
         return spec if args.seeds else spec.model_copy(update={"seed": 1})
 
     have = {asked(run.spec) for run in runs}
-    detailed = {asked(run.spec) for run in runs if run.details}
+    detailed = {asked(run.spec) for run in runs if store.has_details(run)}
     known: set[RunSpec] = set()
     for name in [args.experiment] if args.experiment else EXPERIMENTS:
         print(EXPERIMENTS[name].title)
@@ -297,7 +300,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(kind, _stop)
     try:
         commands[args.command](args, Store(args.results))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by whoever called
+            sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # SIGPIPE

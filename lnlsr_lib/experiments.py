@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,15 +159,16 @@ def read_seeds(value: object) -> list[int] | None:
     """
     if value == "auto":
         return None
-    text, seeds = str(value).strip("[]"), list[int]()
-    first, dash, last = text.partition("-")
-    with suppress(ValueError):
+    text, seeds = str(value), list[int]()
+    text = text[1:-1] if text[:1] + text[-1:] == "[]" else text
+    if re.fullmatch(r"(?a:\d{1,18}(-\d{1,18}|(, *\d{1,18})*))", text):
+        first, dash, last = text.partition("-")
         some = range(int(first), int(last) + 1) if dash else [*map(int, text.split(","))]
         seeds = list(some[: MOST_SEEDS + 1])
     if not 0 < len(seeds) == len(set(seeds)) <= MOST_SEEDS:
         raise ValueError(
-            f"seeds must be auto, 1, 1,2 or 1-3: distinct integers >= 0, {MOST_SEEDS} at most; "
-            f"got {text[:80]!r}"
+            "seeds must be auto, 1, 1,2 or 1-3: distinct integers of at most 18 digits, "
+            f"{MOST_SEEDS} at most; got {text[:80]!r}"
         )
     return seeds
 

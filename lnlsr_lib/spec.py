@@ -54,7 +54,7 @@ class SparseSpec(BaseModel, frozen=True, extra="forbid"):
 
 
 class RunSpec(BaseModel, frozen=True, extra="forbid"):
-    """What is to be trained. Same spec, precision, CPU and versions: same bits.
+    """What is to be trained. Same spec, precision, CPU, threads and versions: same bits.
 
     Attributes:
         dataset: name in :data:`lnlsr_lib.data.SHAPES`.

@@ -90,6 +90,20 @@ class StoredRun:
     details: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 
     @property
+    def commits(self) -> list[str | None]:
+        """Of the code, in their order: several if it was stopped, and went on with other code."""
+        made: list[str | None] = self.provenance.get("commits", [self.provenance["commit"]])
+        return made
+
+    @property
+    def places(self) -> list[str]:
+        """Device and threads, in their order: several if it was stopped, and went on elsewhere."""
+        device, threads = self.provenance["device"], self.provenance["threads"]
+        one = f"{device}, {threads} thread{'s' * (threads > 1)}"
+        made: list[str] = self.provenance.get("places", [one])
+        return made
+
+    @property
     def final_accuracy(self) -> float:
         """Test accuracy after the last epoch, percent."""
         return self.history["test_accuracy"][-1]
@@ -237,6 +251,8 @@ class Store:
         }
         if len(commits := self._commits.get(path.stem, [])) > 1:
             content["provenance"]["commits"] = commits
+        if len(result.places) > 1:
+            content["provenance"]["places"] = result.places
         try:
             content["sha256"] = checksum(content)
             text = (json.dumps(content, indent=1) + "\n").encode()
@@ -282,7 +298,7 @@ class Store:
     ) -> StoredRun | None:
         """The stored run of this spec, or None; float32 first if no precision is named.
 
-        With ``details``, a run that was stored without them does not count.
+        With ``details``, a run that has lost them, or was stored without, does not count.
 
         Raises:
             StoreError: the file is there but not readable.
@@ -291,9 +307,16 @@ class Store:
             path = self.path(spec, choice)
             if path.exists():
                 run = self.read(path)
-                if run.details or not details:
+                if not details or self.has_details(run):
                     return run
         return None
+
+    def _details_path(self, run: StoredRun) -> Path:
+        return self.path(run.spec, run.provenance["precision"]).with_suffix(".npz")
+
+    def has_details(self, run: StoredRun) -> bool:
+        """Whether it was stored with its samples' details, and their file is there."""
+        return run.details is not None and self._details_path(run).is_file()
 
     def details(self, run: StoredRun) -> dict[str, NDArray[Any]]:
         """What a run's file of details holds, by name.
@@ -305,13 +328,13 @@ class Store:
         Raises:
             StoreError: the run has none, or the file is not the one that it was stored with.
         """
-        path = self.path(run.spec, run.provenance["precision"]).with_suffix(".npz")
+        path = self._details_path(run)
         if run.details is None:
             raise StoreError(f"{run.spec.id} was stored without details")
         content = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(content).hexdigest() != run.details:
             raise StoreError(
-                f"{path} is missing, cut short or changed; delete the run, and repeat it"
+                f"{path} is missing, cut short or changed; delete it, and run again with --details"
             )
         with np.load(io.BytesIO(content)) as arrays:
             return dict(arrays)
@@ -321,7 +344,7 @@ class Store:
     ) -> list[RunSpec]:
         """Those of ``specs`` that are not stored (in that precision; in any by default).
 
-        With ``details``, a run that was stored without them is missing.
+        With ``details``, a run that has lost them, or was stored without, is missing.
         """
         if details:
             return [s for s in specs if self.load(s, precision, details=True) is None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -62,7 +63,7 @@ def run_one(
         state = store.load_checkpoint(spec, resolved)
         steps = -(-images_of(spec) // spec.batch_size)
         done, name = state["epoch"] * steps if state else 0, f"{position} {spec.id}".strip()
-        shown = {"unit": "step", "mininterval": 1, "disable": not progress}
+        shown = {"unit": "step", "mininterval": 1, "disable": not progress or sys.stderr is None}
         with tqdm(desc=name, total=spec.epochs * steps, initial=done, **shown) as bar:
 
             def on_epoch(state: dict[str, Any]) -> None:

@@ -96,7 +96,7 @@ class RunResult:
         spec: what was trained.
         history: one list per name in ``HISTORY``, one number (or None) per epoch.
         device: such as "cpu (AMD EPYC, AVX512)", with ", compiled" behind it if the network was.
-        precision: "float32" or "bf16"; threads: of the CPU.
+        precision: "float32" or "bf16"; threads: of the CPU, whose number decides how it rounds.
         origin: where the data came from.
         realised_noise_rate: the share of training labels that are wrong; None if unknown.
         confusion: counts on the test set after the last epoch, K rows (true class) of K
@@ -105,6 +105,7 @@ class RunResult:
             ``test_labels`` of the test set; ``test_prediction``, ``train_prediction``, and the
             margins of the logits, ``test_margin`` (of the true label) and ``train_margin`` (of the
             given one; ``train_mean_margin`` over all steps, of two networks the mean), all (N,).
+        places: device and threads, in their order; several if it was stopped, and went on there.
     """
 
     spec: RunSpec
@@ -116,6 +117,7 @@ class RunResult:
     realised_noise_rate: float | None
     confusion: list[list[int]] = field(default_factory=list)
     details: dict[str, Tensor] | None = field(default=None, repr=False, compare=False)
+    places: list[str] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
@@ -126,7 +128,7 @@ class RunResult:
 Batches = Iterable[tuple[Tensor, Tensor]]  # images and labels
 STATE = {
     *("id", "digest", "precision", "made_with", "epoch", "history", "confusion", "margins"),
-    *("models", "objective", "optimizer", "scheduler"),
+    *("models", "objective", "optimizer", "scheduler", "places"),
 }
 
 
@@ -288,6 +290,9 @@ def check_state(state: Any, spec: RunSpec, precision: str) -> None:
         raise StateError(f"the state's epoch is {epoch!r}, and should be in [1, {spec.epochs}]")
     if not isinstance(scheduler, dict) or scheduler.get("last_epoch") != epoch:
         raise StateError(f"the state's scheduler is not that of epoch {epoch}")
+    places = state["places"]
+    if not isinstance(places, list) or not places or {*map(type, places)} != {str}:
+        raise StateError("the state's places are no list of names")
     try:
         check_record(state["history"], state["confusion"], epoch)
     except (TypeError, ValueError) as error:
@@ -348,6 +353,8 @@ def train(
     # not its build: a run may go on elsewhere
     made_with = f"lnlsr {version('lnlsr')}, torch {torch.__version__.partition('+')[0]}, "
     made_with += f"{source.origin.split(';')[0]}, {target.type}" + ", compiled" * compiled
+    device_used, threads = device_name(target) + ", compiled" * compiled, torch.get_num_threads()
+    places = [f"{device_used}, {threads} thread{'s' * (threads > 1)}"]
     first = 0
     if state is not None:
         check_state(state, spec, resolved)
@@ -365,6 +372,7 @@ def train(
             raise StateError(f"the state does not fit: {error!r}") from error
         history = {name: list(values) for name, values in state["history"].items()}
         confusion, first = state["confusion"], state["epoch"]
+        places = [*state["places"], *(one for one in places if one not in state["places"][-1:])]
 
     for epoch in range(first, spec.epochs):
         start = time.perf_counter()
@@ -394,17 +402,18 @@ def train(
         if on_epoch is not None:
             whose = {"id": spec.id, "digest": spec.digest, "precision": resolved}
             so_far = {"epoch": epoch + 1, "history": history, "confusion": confusion}
-            made = {"made_with": made_with, "margins": tally.margins}
+            made = {"made_with": made_with, "places": places, "margins": tally.margins}
             on_epoch(whose | so_far | made | learner.state())
 
     return RunResult(
         spec=spec,
         history=history,
-        device=device_name(target) + ", compiled" * compiled,
+        device=device_used,
         precision=resolved,
-        threads=torch.get_num_threads(),
+        threads=threads,
         origin=source.origin,
         realised_noise_rate=source.wrong,
         confusion=confusion,
         details=learner.details(source, tally) if details else None,
+        places=places,
     )

@@ -499,6 +499,7 @@ def test_again_says_where_the_history_differs(capsys, results, stored):
     shown = capsys.readouterr()
     now, then = run.history["test_accuracy"][1] - 0.5, run.history["test_accuracy"][1]
     assert f"{stored[0]}  differs from epoch 2 on: test_accuracy is {now} (" in shown.out
+    assert shown.out.count(", 1 thread; torch 2.") == 2  # threads decide how sums are rounded
     assert f"stored {then} (" in shown.out
     assert shown.err == "lnlsr: 1 of 1 histories differ\n"
     assert results.load(run.spec).history == run.history
@@ -569,6 +570,13 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback(results):
         done.stdout.close()
         assert done.stderr.read() == ""
     assert done.returncode == 128 + signal.SIGPIPE
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+def test_a_closed_output_is_no_error(results):
+    command = [sys.executable, "-m", "lnlsr_lib", "status", "table6"]
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # --- anything ------------------------------------------------------------------------------------

@@ -144,7 +144,27 @@ def test_seeds_are_read(value, seeds):
 
 
 @pytest.mark.parametrize(
-    "value", ["all", "3-1", "1,1", [], [1, 1], [-1], ["1"], [True], 1.5, None, "1-", "1-1001"]
+    "value",
+    [
+        "all",
+        "3-1",
+        "1,1",
+        [],
+        [1, 1],
+        [-1],
+        ["1"],
+        [True],
+        1.5,
+        None,
+        "1-",
+        "1-1001",
+        "1_3",
+        "[1",
+        "1]]",
+        "\uff11",
+        "9" * 20,
+        "1-" + "9" * 18,
+    ],
 )
 def test_other_seeds_are_refused_and_the_right_form_is_named(value):
     with pytest.raises(ValueError, match="seeds must be auto, 1, 1,2 or 1-3"):

@@ -188,6 +188,8 @@ def test_a_named_profile_trains_what_is_missing_and_smoke_no_more_than_a_few_cel
         ("fig3", {"profile": "full"}, "profile must be auto, paper, lite, smoke, got 'full'"),
         ("fig99", {}, "unknown experiment 'fig99'"),
         ("fig3", {"seeds": "all"}, "seeds must be auto"),
+        ("fig3", {"precision": "fp32"}, "precision must be auto, float32 or bf16, got 'fp32'"),
+        ("fig3", {"device": "abacus"}, "device 'abacus' cannot be used here"),
     ],
 )
 def test_bad_parameters_are_refused(store, name, changes, message):

@@ -952,5 +952,7 @@ def test_a_run_that_goes_on_under_other_code_names_both_commits(
     result = train(spec, few, device="cpu", precision="float32")
     run = store.read(store.save(result))
     assert (run.provenance["commit"], run.provenance["commits"]) == ("a", ["a", "b", "a"])
+    assert run.places == [f"{run.provenance['device']}, 1 thread"]
+    assert "places" not in run.provenance
     alone = under("c")
     assert "commits" not in alone.read(alone.save(result)).provenance

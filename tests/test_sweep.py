@@ -443,3 +443,17 @@ def test_details_are_trained_for_where_they_are_missing(tmp_path, small_spec):
     right = (arrays["test_margin"] > 0).mean()
     assert 100 * right == pytest.approx(whole.final_accuracy, abs=0.3)
     assert run_one(spec, store, **where) == whole  # more than was asked for counts
+    path = store.path(spec, "float32").with_suffix(".npz")
+    path.unlink()
+    assert not store.has_details(whole)
+    assert store.missing([spec], details=True) == [spec]
+    with pytest.raises(StoreError, match="delete it, and run again with --details"):
+        store.details(whole)
+    again = run_one(spec, store, **where, details=True)
+    assert store.details(again).keys() == arrays.keys()
+
+
+def test_a_bar_needs_a_standard_error(tmp_path, small_spec, monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)  # closed by whoever called
+    spec = small_spec("ce", train_size=130, epochs=1)
+    assert run_one(spec, Store(tmp_path), device="cpu", precision="float32").spec == spec

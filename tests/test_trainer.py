@@ -512,6 +512,22 @@ def test_in_bf16_the_loss_is_still_given_float32(few, small_spec, monkeypatch):
     assert seen == [torch.float32] * 2
 
 
+def test_each_place_is_named_where_a_run_goes_on_with_other_threads(few, small_spec, monkeypatch):
+    states = []
+    spec = small_spec("ce", epochs=3)
+    whole = train(spec, few, **CPU, on_epoch=lambda state: states.append(through_a_file(state)))
+    assert whole.places == [f"{whole.device}, 1 thread"]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 2)
+        elsewhere = []
+        keep = {"on_epoch": lambda state: elsewhere.append(through_a_file(state))}
+        second = train(spec, few, **CPU, state=states[0], **keep)
+    assert second.places == [f"{whole.device}, 1 thread", f"{whole.device}, 2 threads"]
+    assert [state["places"] for state in elsewhere] == [second.places] * 2
+    back = train(spec, few, **CPU, state=elsewhere[0])
+    assert back.places == [*second.places, f"{whole.device}, 1 thread"]
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 
@@ -581,6 +597,8 @@ def test_the_state_of_other_data_is_refused(few, small_spec):
         ),
         (lambda state: state["scheduler"].update(last_epoch=2), "not that of epoch 1"),
         (lambda state: state["confusion"].pop(), "confusion is not K rows of K counts"),
+        (lambda state: state.update(places=[]), "places are no list of names"),
+        (lambda state: state.update(places=[1]), "places are no list of names"),
         (lambda state: state["models"].append(state["models"][0]), "does not fit"),
         (lambda state: state["models"][0].pop("fc2.weight"), "does not fit"),
         (lambda state: state["objective"].update(extra=1), "does not fit"),
