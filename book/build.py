@@ -321,7 +321,7 @@ def all_runs(runs: list[StoredRun], shown: dict[str, list[str]]) -> str:
                 "best (%)": f"{run.best_accuracy:.2f}",
                 "precision": run.provenance["precision"],
                 "time": duration(run.provenance["seconds"]),
-                "figure or table": report.Html(", ".join(pages)),
+                "belongs to": report.Html(", ".join(pages)),
             }
         )
     if not rows:
