@@ -91,13 +91,13 @@ class StoredRun:
 
     @property
     def commits(self) -> list[str | None]:
-        """Of the code, in their order: several if it was stopped, and went on with other code."""
+        """Those of the code, one or, if it was stopped and went on with other code, several."""
         made: list[str | None] = self.provenance.get("commits", [self.provenance["commit"]])
         return made
 
     @property
     def places(self) -> list[str]:
-        """Device and threads, in their order: several if it was stopped, and went on elsewhere."""
+        """Device and threads, one or, if it was stopped and went on elsewhere, several."""
         device, threads = self.provenance["device"], self.provenance["threads"]
         one = f"{device}, {threads} thread{'s' * (threads > 1)}"
         made: list[str] = self.provenance.get("places", [one])
