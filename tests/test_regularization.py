@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 from lnlsr_lib import regularization
 from lnlsr_lib.losses import build_loss, cross_entropy
@@ -1030,9 +1031,7 @@ def test_the_first_look_goes_with_activation_checkpointing(base):
         SparseRegularization(build_loss(base))(head(logits), labels), head.weight
     )[0]
     criterion = SparseRegularization(build_loss(base))
-    torch.utils.checkpoint.checkpoint(
-        lambda z: criterion(head(z), labels), logits, use_reentrant=False
-    ).backward()
+    checkpoint(lambda z: criterion(head(z), labels), logits, use_reentrant=False).backward()
     torch.testing.assert_close(head.weight.grad, wanted)
 
 
