@@ -10,7 +10,10 @@ from typing import Literal
 
 import torch
 
-__all__ = ["Precision", "device_name", "keep_freed_memory", "resolve_device", "resolve_precision"]
+__all__ = [
+    *("Precision", "device_name", "keep_freed_memory", "place_name"),
+    *("resolve_device", "resolve_precision"),
+]
 
 Precision = Literal["float32", "bf16"]
 
@@ -53,6 +56,11 @@ def resolve_precision(precision: str, device: torch.device) -> Precision:
         without_amx = can.get("avx512_fp16") and "Intel" in can.get("cpu_name", "")
         fit = can.get("amx_bf16") or (can.get("avx512_bf16") and not without_amx)
     return "bf16" if fit else "float32"
+
+
+def place_name(device: str, threads: int) -> str:
+    """A device's name and the CPU's threads, in words: both decide how a run rounds."""
+    return f"{device}, {threads} thread{'s' * (threads > 1)}"
 
 
 @cache

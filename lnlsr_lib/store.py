@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SkipValidation, TypeAdapter
 
 from lnlsr_lib.data import named_folder
+from lnlsr_lib.device import place_name
 from lnlsr_lib.spec import PROTOCOL_VERSION, RunSpec, checksum
 from lnlsr_lib.trainer import RunResult, check_record, check_state
 
@@ -98,8 +99,7 @@ class StoredRun:
     @property
     def places(self) -> list[str]:
         """Device and threads, one or, if it was stopped and went on elsewhere, several."""
-        device, threads = self.provenance["device"], self.provenance["threads"]
-        one = f"{device}, {threads} thread{'s' * (threads > 1)}"
+        one = place_name(self.provenance["device"], self.provenance["threads"])
         made: list[str] = self.provenance.get("places", [one])
         return made
 
@@ -359,6 +359,12 @@ class Store:
         """
         found = (self.read(path) for path in sorted((self.folder / "runs").glob("*.json")))
         return [run for run in found if run.spec.protocol == PROTOCOL_VERSION]
+
+    def preferred_runs(self) -> list[StoredRun]:
+        """As :meth:`runs`; of a spec that is stored in two precisions, float32 alone."""
+        runs, first = self.runs(), PRECISIONS[0]
+        both = {run.spec for run in runs if run.provenance["precision"] == first}
+        return [r for r in runs if r.provenance["precision"] == first or r.spec not in both]
 
     # --- unfinished runs ---
 

@@ -23,7 +23,13 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from lnlsr_lib.data import Dataset
-from lnlsr_lib.device import device_name, keep_freed_memory, resolve_device, resolve_precision
+from lnlsr_lib.device import (
+    device_name,
+    keep_freed_memory,
+    place_name,
+    resolve_device,
+    resolve_precision,
+)
 from lnlsr_lib.feed import Batch, Pixels, Resident, Stream, open_source
 from lnlsr_lib.label_issues import margins
 from lnlsr_lib.measure import Tally, accuracy_figures, confusion_matrix
@@ -105,7 +111,8 @@ class RunResult:
             ``test_labels`` of the test set; ``test_prediction``, ``train_prediction``, and the
             margins of the logits, ``test_margin`` (of the true label) and ``train_margin`` (of the
             given one; ``train_mean_margin`` over all steps, of two networks the mean), all (N,).
-        places: device and threads, in their order; several if it was stopped, and went on there.
+        places: device and threads, in their order; several if it was stopped, and went on
+            elsewhere.
     """
 
     spec: RunSpec
@@ -354,7 +361,7 @@ def train(
     made_with = f"lnlsr {version('lnlsr')}, torch {torch.__version__.partition('+')[0]}, "
     made_with += f"{source.origin.split(';')[0]}, {target.type}" + ", compiled" * compiled
     device_used, threads = device_name(target) + ", compiled" * compiled, torch.get_num_threads()
-    places = [f"{device_used}, {threads} thread{'s' * (threads > 1)}"]
+    places = [place_name(device_used, threads)]
     first = 0
     if state is not None:
         check_state(state, spec, resolved)

@@ -12,7 +12,7 @@ from snippets import ROOT, blocks
 
 FRAMEWORKS = blocks("book/frameworks.md")
 # What each script needs besides PyTorch, and how many epochs its criterion has counted at its end:
-# those of the Trainer and of Lightning count when an epoch starts.
+# the Trainer and Lightning say how many were done before the last one.
 RECIPES = {"amp": (None, 3), "ddp": (None, 3), "lightning": ("lightning", 2)}
 RECIPES |= {"trainer": ("transformers", 2), "accelerate": ("accelerate", 3)}
 CHECK = """

@@ -712,6 +712,10 @@ def test_details_in_another_precision_are_found(store, small_spec):
     assert store.load(spec, "float32", details=True) is None
     assert store.missing([spec], "float32", details=True) == [spec]
     assert store.missing([spec], details=True) == store.missing([spec]) == []
+    assert len(store.runs()) == 2
+    assert [run.provenance["precision"] for run in store.preferred_runs()] == ["float32"]
+    store.path(spec, "float32").unlink()
+    assert [run.provenance["precision"] for run in store.preferred_runs()] == ["bf16"]
 
 
 def test_tidying_leaves_nothing_but_what_is_needed(store, small_spec):
