@@ -532,8 +532,9 @@ def badge(runs: Sequence[StoredRun]) -> Html:
         changed = "+" * bool(fact["modified"])
         fact["commit"] = " to ".join(f"{one}"[:8] for one in run.commits) + changed
         times.setdefault(" and ".join(run.places), []).append(fact["seconds"])
-    same = set.intersection(*map(set, facts))
-    each = {name: _html(", ".join(sorted({str(f[name]) for f in facts}))) for name in same}
+    values = {n: {str(f[n]) for f in facts} for n in set.intersection(*map(set, facts))}
+    # padded, so that seed 2 comes before seed 10
+    each = {n: _html(", ".join(sorted(of, key=lambda v: v.rjust(8)))) for n, of in values.items()}
     took = [
         f"{len(of)} run{'s' * (len(of) > 1)} in {duration(sum(of))} on {_html(place)}"
         for place, of in times.items()

@@ -267,6 +267,7 @@ def test_badge_names_everything_that_stands_behind_a_figure():
     ):
         assert part in text
     assert report.badge([]) == ""
+    assert "seed 1, 2, 10 ·" in report.badge([stored(seed=seed) for seed in (10, 1, 2)])
     there = report.badge([stored(), stored("ce", 22.0, device="cuda (an H100)", seconds=60.0)])
     assert "1 run in 60 s on cuda (an H100), 2 threads" in there
     assert "1 run in 10 min on cpu (some processor)" in there
