@@ -532,9 +532,8 @@ def badge(runs: Sequence[StoredRun]) -> Html:
         changed = "+" * bool(fact["modified"])
         fact["commit"] = " to ".join(f"{one}"[:8] for one in run.commits) + changed
         times.setdefault(" and ".join(run.places), []).append(fact["seconds"])
-    values = {n: {str(f[n]) for f in facts} for n in set.intersection(*map(set, facts))}
-    # padded, so that seed 2 comes before seed 10
-    each = {n: _html(", ".join(sorted(of, key=lambda v: v.rjust(8)))) for n, of in values.items()}
+    named = ("profile", "data", "epochs", "seed", "precision", "torch", "commit", "protocol")
+    each = {n: _html(", ".join(map(str, sorted({f[n] for f in facts})))) for n in named}
     took = [
         f"{len(of)} run{'s' * (len(of) > 1)} in {duration(sum(of))} on {_html(place)}"
         for place, of in times.items()
